@@ -1,0 +1,1 @@
+"""Backends of ``infer``: one runtime, one file; the file's name is the kind's."""

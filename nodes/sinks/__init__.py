@@ -1,0 +1,1 @@
+"""Sinks of ``uplink``: one file each; the file's name is the kind's."""

@@ -1,0 +1,1 @@
+"""Sources of ``ingest``: one file each; the file's name is the kind's."""

@@ -1,0 +1,402 @@
+"""Messages to wire bytes and back: plain msgpack, readable with nothing but a msgpack library.
+
+Tensors are decoded as views on the received bytes (no copy, read-only). Only :class:`PayloadError` escapes from
+:func:`decode`, whatever the bytes are, and memory stays in proportion to their length: nothing is allocated from a
+declared size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+
+from schemas.errors import PayloadError
+from schemas.messages import (
+    Aggregate,
+    Array,
+    Body,
+    Column,
+    Dead,
+    End,
+    Event,
+    Frame,
+    Ledger,
+    Message,
+    Model,
+    Predictions,
+    Readings,
+    Scalar,
+    State,
+    Tensors,
+    Update,
+)
+
+CONTENT_TYPE = "application/msgpack"
+MAX_BYTES = 256 * 1024 * 1024
+"""Longest payload that is looked at; MQTT's own limit is 268,435,455."""
+MAX_DIMENSIONS = 8
+
+_DTYPES = {
+    code: np.dtype(code)
+    for code in ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
+}
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """A numpy array on the wire: ``{"dtype": "<f4", "shape": [2, 3], "data": <bin>}``, C order, little endian."""
+
+    dtype: str
+    shape: list[int]
+    data: memoryview
+
+
+# -- wire forms of the bodies that carry tensors; the other bodies are their own wire form --------------------------
+
+
+class ReadingsBody(msgspec.Struct, omit_defaults=True, kw_only=True):
+    n: int
+    columns: dict[str, Tensor | list[str | None]]
+    time: Tensor | None = None
+    source: list[str] | None = None
+
+
+class FrameBody(msgspec.Struct, omit_defaults=True, kw_only=True):
+    encoding: str
+    layout: str
+    data: Tensor | memoryview
+    rate: float | None = None
+    attributes: dict[str, Scalar] = {}
+
+
+class TensorsBody(msgspec.Struct, omit_defaults=True, kw_only=True):
+    tensors: dict[str, Tensor]
+    attributes: dict[str, Scalar] = {}
+
+
+class PredictionsBody(msgspec.Struct, omit_defaults=True, kw_only=True):
+    model: Model
+    seen: str
+    labels: list[str]
+    scores: Tensor
+    boxes: Tensor | None = None
+    values: dict[str, Tensor] | None = None
+    times: dict[str, int] = {}
+    attributes: dict[str, Scalar] = {}
+
+
+class UpdateBody(msgspec.Struct, omit_defaults=True, kw_only=True):
+    job: str
+    round: int
+    client: str
+    base: str
+    samples: int
+    tensors: dict[str, Tensor]
+    metrics: dict[str, float] = {}
+
+
+class Envelope(msgspec.Struct, kw_only=True, tag_field="type"):
+    """Keys of every message; ``type`` comes first."""
+
+    id: str
+    source: str
+    time: int
+
+
+class ReadingsMessage(Envelope, tag="readings/1"):
+    body: ReadingsBody
+
+
+class FrameMessage(Envelope, tag="frame/1"):
+    body: FrameBody
+
+
+class TensorsMessage(Envelope, tag="tensors/1"):
+    body: TensorsBody
+
+
+class PredictionsMessage(Envelope, tag="predictions/1"):
+    body: PredictionsBody
+
+
+class AggregateMessage(Envelope, tag="aggregate/1"):
+    body: Aggregate
+
+
+class EventMessage(Envelope, tag="event/1"):
+    body: Event
+
+
+class UpdateMessage(Envelope, tag="update/1"):
+    body: UpdateBody
+
+
+class StateMessage(Envelope, tag="state/1"):
+    body: State
+
+
+class LedgerMessage(Envelope, tag="ledger/1"):
+    body: Ledger
+
+
+class EndMessage(Envelope, tag="end/1"):
+    body: End
+
+
+class DeadMessage(Envelope, tag="dead/1"):
+    body: Dead
+
+
+WireMessage: TypeAlias = (
+    ReadingsMessage
+    | FrameMessage
+    | TensorsMessage
+    | PredictionsMessage
+    | AggregateMessage
+    | EventMessage
+    | UpdateMessage
+    | StateMessage
+    | LedgerMessage
+    | EndMessage
+    | DeadMessage
+)
+
+
+# -- arrays ---------------------------------------------------------------------------------------------------------
+
+
+def to_tensor(array: Array) -> Tensor:
+    """Wire form of an array; big-endian or strided ones are copied, all others are not.
+
+    :raises TypeError: the dtype (object, complex, text) does not travel.
+    """
+    if array.dtype.str not in _DTYPES:
+        array = array.astype(array.dtype.newbyteorder("<"))
+        if array.dtype.str not in _DTYPES:
+            raise TypeError(f"an array of dtype {array.dtype} does not travel")
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    data = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
+    return Tensor(array.dtype.str, list(array.shape), data)
+
+
+def from_tensor(tensor: Tensor) -> Array:
+    """The array as a read-only view on the tensor's bytes.
+
+    :raises PayloadError: dtype unknown, shape negative or not fitting the bytes.
+    """
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise PayloadError("bad-tensor", f"dtype {tensor.dtype[:16]!r} is not one of {', '.join(_DTYPES)}")
+    shape = tensor.shape
+    if len(shape) > MAX_DIMENSIONS:
+        raise PayloadError("bad-tensor", f"{len(shape)} dimensions, at most {MAX_DIMENSIONS}")
+    size = 1
+    for extent in shape:
+        if extent < 0:
+            raise PayloadError("bad-tensor", f"negative extent {extent}")
+        size *= extent
+    if size * dtype.itemsize != tensor.data.nbytes:
+        raise PayloadError(
+            "bad-tensor",
+            f"shape {shape} of {tensor.dtype} needs {size * dtype.itemsize} bytes, has {tensor.data.nbytes}",
+        )
+    if len(shape) == 1:
+        return np.frombuffer(tensor.data, dtype) if size else np.zeros(0, dtype)
+    return np.frombuffer(tensor.data, dtype).reshape(shape) if size else np.zeros(shape, dtype)
+
+
+def _to_columns(columns: dict[str, Column]) -> dict[str, Tensor | list[str | None]]:
+    return {name: c if isinstance(c, list) else to_tensor(c) for name, c in columns.items()}
+
+
+def _from_column(name: str, column: Tensor | list[str | None], n: int) -> Column:
+    out = column if isinstance(column, list) else from_tensor(column)
+    if (len(out) if isinstance(out, list) else out.shape) not in (n, (n,)):
+        raise PayloadError("bad-body", f"column {name[:64]!r} does not have {n} rows")
+    return out
+
+
+# -- bodies ---------------------------------------------------------------------------------------------------------
+
+
+def _wire(message: Message) -> WireMessage:
+    body, ident, source, time = message.body, message.id, message.source, message.time
+    match body:
+        case Readings():
+            times = None if body.time is None else to_tensor(body.time)
+            return ReadingsMessage(
+                id=ident,
+                source=source,
+                time=time,
+                body=ReadingsBody(n=body.n, columns=_to_columns(body.columns), time=times, source=body.source),
+            )
+        case Frame():
+            data = to_tensor(body.data) if isinstance(body.data, np.ndarray) else memoryview(body.data)
+            return FrameMessage(
+                id=ident,
+                source=source,
+                time=time,
+                body=FrameBody(
+                    encoding=body.encoding, layout=body.layout, data=data, rate=body.rate, attributes=body.attributes
+                ),
+            )
+        case Tensors():
+            tensors = {k: to_tensor(v) for k, v in body.tensors.items()}
+            return TensorsMessage(
+                id=ident, source=source, time=time, body=TensorsBody(tensors=tensors, attributes=body.attributes)
+            )
+        case Predictions():
+            return PredictionsMessage(
+                id=ident,
+                source=source,
+                time=time,
+                body=PredictionsBody(
+                    model=body.model,
+                    seen=body.seen,
+                    labels=body.labels,
+                    scores=to_tensor(body.scores),
+                    boxes=None if body.boxes is None else to_tensor(body.boxes),
+                    values=None if body.values is None else {k: to_tensor(v) for k, v in body.values.items()},
+                    times=body.times,
+                    attributes=body.attributes,
+                ),
+            )
+        case Update():
+            return UpdateMessage(
+                id=ident,
+                source=source,
+                time=time,
+                body=UpdateBody(
+                    job=body.job,
+                    round=body.round,
+                    client=body.client,
+                    base=body.base,
+                    samples=body.samples,
+                    tensors={k: to_tensor(v) for k, v in body.tensors.items()},
+                    metrics=body.metrics,
+                ),
+            )
+        case Aggregate():
+            return AggregateMessage(id=ident, source=source, time=time, body=body)
+        case Event():
+            return EventMessage(id=ident, source=source, time=time, body=body)
+        case State():
+            return StateMessage(id=ident, source=source, time=time, body=body)
+        case Ledger():
+            return LedgerMessage(id=ident, source=source, time=time, body=body)
+        case End():
+            return EndMessage(id=ident, source=source, time=time, body=body)
+        case Dead():
+            return DeadMessage(id=ident, source=source, time=time, body=body)
+
+
+def _readings(body: ReadingsBody) -> Body:
+    n = body.n
+    if n < 0:
+        raise PayloadError("bad-body", f"n is {n}")
+    time = None if body.time is None else _from_column("time", body.time, n)
+    if time is not None and (isinstance(time, list) or time.dtype != np.int64):
+        raise PayloadError("bad-body", "the per-row time is not <i8")
+    if body.source is not None and len(body.source) != n:
+        raise PayloadError("bad-body", f"the per-row source does not have {n} rows")
+    columns = {name: _from_column(name, column, n) for name, column in body.columns.items()}
+    return Readings(n=n, columns=columns, time=time, source=body.source)
+
+
+def _frame(body: FrameBody) -> Body:
+    raw = isinstance(body.data, Tensor)
+    if raw != (body.encoding == "raw"):
+        raise PayloadError(
+            "bad-body", f"a frame of encoding {body.encoding[:16]!r} with {'a tensor' if raw else 'bytes'}"
+        )
+    data = from_tensor(body.data) if isinstance(body.data, Tensor) else body.data
+    if isinstance(data, np.ndarray) and data.ndim != len(body.layout):
+        raise PayloadError("bad-body", f"layout {body.layout[:16]!r} of an array with {data.ndim} dimensions")
+    return Frame(data=data, encoding=body.encoding, layout=body.layout, rate=body.rate, attributes=body.attributes)
+
+
+def _tensors(body: TensorsBody) -> Body:
+    return Tensors(tensors={k: from_tensor(v) for k, v in body.tensors.items()}, attributes=body.attributes)
+
+
+def _predictions(body: PredictionsBody) -> Body:
+    k = len(body.labels)
+    scores = from_tensor(body.scores)
+    boxes = None if body.boxes is None else from_tensor(body.boxes)
+    if scores.shape != (k,):
+        raise PayloadError("bad-body", f"{k} labels with scores of shape {list(scores.shape)}")
+    if boxes is not None and boxes.shape != (k, 4):
+        raise PayloadError("bad-body", f"{k} labels with boxes of shape {list(boxes.shape)}")
+    return Predictions(
+        model=body.model,
+        seen=body.seen,
+        labels=body.labels,
+        scores=scores,
+        boxes=boxes,
+        values=None if body.values is None else {key: from_tensor(v) for key, v in body.values.items()},
+        times=body.times,
+        attributes=body.attributes,
+    )
+
+
+def _update(body: UpdateBody) -> Body:
+    return Update(
+        job=body.job,
+        round=body.round,
+        client=body.client,
+        base=body.base,
+        samples=body.samples,
+        tensors={k: from_tensor(v) for k, v in body.tensors.items()},
+        metrics=body.metrics,
+    )
+
+
+_FROM_WIRE: dict[type, Callable[[Any], Body]] = {
+    ReadingsBody: _readings,
+    FrameBody: _frame,
+    TensorsBody: _tensors,
+    PredictionsBody: _predictions,
+    UpdateBody: _update,
+}
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(WireMessage)
+
+
+def encode(message: Message) -> bytes:
+    """The message as it travels. ``trace`` is not in it: it goes as an MQTT user property."""
+    return _encoder.encode(_wire(message))
+
+
+def decode(payload: bytes | memoryview, *, trace: str | None = None) -> Message:
+    """The message in ``payload``; its arrays are views on it, so keep the buffer as it is.
+
+    :raises PayloadError: it is none, with the reason (see :class:`PayloadError`).
+    """
+    if len(payload) > MAX_BYTES:
+        raise PayloadError("too-big", f"{len(payload)} bytes, at most {MAX_BYTES}")
+    try:
+        wire = _decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        reason = "unknown-type" if "`$.type`" in text or "missing required field `type`" in text else "bad-body"
+        raise PayloadError(reason, text) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise PayloadError("not-msgpack", str(error)[:200]) from None
+    body = wire.body
+    convert = _FROM_WIRE.get(type(body))
+    return Message(wire.id, wire.source, wire.time, body if convert is None else convert(body), trace)
+
+
+def json_schemas() -> dict[str, Any]:
+    """JSON Schema of every wire message, by type; ``bin`` is shown as a base64 string."""
+    members = WireMessage.__args__
+    _, components = msgspec.json.schema_components(members, ref_template="#/$defs/{name}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "oneOf": [{"$ref": f"#/$defs/{member.__name__}"} for member in members],
+        "$defs": components,
+    }

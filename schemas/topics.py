@@ -1,0 +1,67 @@
+"""Topic names: ``<topology>/<node>/<port>[/<source>]`` and the topology's own, at most seven levels.
+
+Every level is ``[a-z0-9_-]+`` so that any broker, any bridge and AWS IoT carry it.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+LEVEL = re.compile(r"[a-z0-9_-]+")
+MAX_LEVELS = 7
+RESERVED_PORTS = frozenset({"state", "ledger", "dead", "ack", "blobs", "fed", "models"})
+"""Names that a port may not have: the topology's own topics stand there."""
+
+_OUTSIDE = re.compile(r"[^a-z0-9_-]+")
+
+
+def is_level(text: str) -> bool:
+    """Whether ``text`` may stand as one level of a topic (and so name a topology, a node or a port)."""
+    return LEVEL.fullmatch(text) is not None
+
+
+@lru_cache(maxsize=65536)
+def level(text: str) -> str:
+    """``text`` made fit for one level: lower case, everything else becomes ``-``; never empty.
+
+    Not reversible; the envelope's ``source`` has the device's real name.
+    """
+    return _OUTSIDE.sub("-", text.lower()).strip("-") or "-"
+
+
+def output(topology: str, node: str, port: str = "out", source: str | None = None) -> str:
+    """Where a node's port publishes."""
+    base = f"{topology}/{node}/{port}"
+    return base if source is None else f"{base}/{level(source)}"
+
+
+def state(topology: str, node: str) -> str:
+    """Retained life sign of a node; ``state/1``."""
+    return f"{topology}/{node}/state"
+
+
+def ledger(topology: str, node: str) -> str:
+    """Retained books of a node; ``ledger/1``."""
+    return f"{topology}/{node}/ledger"
+
+
+def dead(topology: str, node: str) -> str:
+    """Dead letters of a node; ``dead/1``."""
+    return f"{topology}/{node}/dead"
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether an MQTT topic filter matches a topic (MQTT 5, 4.7). ``$`` topics are not matched by a leading wildcard.
+
+    A shared subscription's filter is given without its ``$share/<group>/``.
+    """
+    want, have = pattern.split("/"), topic.split("/")
+    if topic.startswith("$") and want[0] in {"+", "#"}:
+        return False
+    for i, part in enumerate(want):
+        if part == "#":
+            return True
+        if i >= len(have) or (part != "+" and part != have[i]):
+            return False
+    return len(want) == len(have)
