@@ -80,6 +80,11 @@ class Subscription(ABC):
     dropped: int = 0
     """QoS 0 deliveries dropped so far because the queue was full (never with ``block``)."""
 
+    @property
+    @abstractmethod
+    def queued(self) -> int:
+        """Deliveries that wait to be received."""
+
     @abstractmethod
     async def receive(self) -> list[Delivery]:
         """Wait for at least one delivery, then give everything queued, oldest first.
@@ -112,6 +117,11 @@ class Bus(ABC):
     @abstractmethod
     def connected(self) -> bool:
         """Whether there is a link at this moment."""
+
+    @property
+    def max_payload(self) -> int | None:
+        """Most bytes that topic and payload of one publication may have together, where the far end has a limit."""
+        return None
 
     @abstractmethod
     async def open(self) -> None:

@@ -43,6 +43,7 @@ class Context:
     :param base: folder of the topology file; relative paths in a config start here (:meth:`path`).
     :param state: folder that this node may keep files in.
     :param brokers: name → url of the topology's brokers, as resolved for this run.
+    :param inputs: the node's in-edges, ``<node>.<port>``, in the order of ``from``.
     """
 
     topology: str
@@ -51,16 +52,19 @@ class Context:
     state: Path
     broker: str = ""
     brokers: dict[str, str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
 
     def path(self, text: str) -> Path:
         """A path of the config, taken from the topology file's folder unless absolute; ``~`` is expanded."""
         return self.base / Path(text).expanduser()
 
-    def bus(self, url: str, name: str) -> Bus:
-        """A client of its own at ``url`` (the ``mqtt`` source and sink); not opened yet. ``name`` ends the client id."""
+    def bus(self, url: str, name: str, **options: Any) -> Bus:
+        """A client of its own at ``url`` (the ``mqtt`` source and sink); not opened yet. ``name`` ends the client id;
+        ``options`` are those of :func:`broker.connect.connect`.
+        """
         from broker.connect import connect
 
-        return connect(url, client_id=f"{self.topology}-{self.node}-{name}")
+        return connect(url, client_id=f"{self.topology}-{self.node}-{name}", **options)
 
 
 class Emit:
@@ -140,6 +144,9 @@ class Operator(ABC):
     def wake(self) -> int | None:
         """When :meth:`tick` is wanted next, ns since the epoch; None: not at all. Asked after every call."""
         return None
+
+    def ended(self, edge: str, emit: Emit) -> None:
+        """The stream of this in-edge is complete, that of others may not be. Called before :meth:`finish`."""
 
     def finish(self, emit: Emit) -> None:
         """All inputs have ended: send what is still held (open windows)."""

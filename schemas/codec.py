@@ -8,7 +8,7 @@ declared size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -39,10 +39,14 @@ MAX_BYTES = 256 * 1024 * 1024
 """Longest payload that is looked at; MQTT's own limit is 268,435,455."""
 MAX_DIMENSIONS = 8
 
+Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""What a column of times can hold; msgpack's integers reach to 2**64 - 1."""
+
 _DTYPES = {
     code: np.dtype(code)
     for code in ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 }
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -97,12 +101,19 @@ class UpdateBody(msgspec.Struct, omit_defaults=True, kw_only=True):
     metrics: dict[str, float] = {}
 
 
-class Envelope(msgspec.Struct, kw_only=True, tag_field="type"):
-    """Keys of every message; ``type`` comes first."""
+class Envelope(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=True):
+    """Keys of every message; ``type`` comes first.
+
+    ``born`` is there where the source's read time is known. ``epoch`` and ``seq`` are there on ``safe`` edges: the
+    producer's incarnation and the message's place on its port, for acknowledgement (:mod:`broker.window`).
+    """
 
     id: str
     source: str
-    time: int
+    time: Int64
+    born: Int64 = 0
+    epoch: int = 0
+    seq: int = 0
 
 
 class ReadingsMessage(Envelope, tag="readings/1"):
@@ -172,14 +183,16 @@ def to_tensor(array: Array) -> Tensor:
 
     :raises TypeError: the dtype (object, complex, text) does not travel.
     """
-    if array.dtype.str not in _DTYPES:
-        array = array.astype(array.dtype.newbyteorder("<"))
-        if array.dtype.str not in _DTYPES:
+    code = _CODES.get(array.dtype)
+    if code is None:
+        little = array.dtype.newbyteorder("<")
+        code = _CODES.get(little)
+        if code is None:
             raise TypeError(f"an array of dtype {array.dtype} does not travel")
+        array = array.astype(little)
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
-    data = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
-    return Tensor(array.dtype.str, list(array.shape), data)
+    return Tensor(code, list(array.shape), array.data)
 
 
 def from_tensor(tensor: Tensor) -> Array:
@@ -203,9 +216,13 @@ def from_tensor(tensor: Tensor) -> Array:
             "bad-tensor",
             f"shape {shape} of {tensor.dtype} needs {size * dtype.itemsize} bytes, has {tensor.data.nbytes}",
         )
-    if len(shape) == 1:
-        return np.frombuffer(tensor.data, dtype) if size else np.zeros(0, dtype)
-    return np.frombuffer(tensor.data, dtype).reshape(shape) if size else np.zeros(shape, dtype)
+    if size == 0:
+        try:
+            return np.zeros(shape, dtype)
+        except ValueError:  # empty along one axis, beyond any memory along the others
+            raise PayloadError("bad-tensor", f"shape {shape} is too big") from None
+    array = np.frombuffer(tensor.data, dtype)
+    return array if len(shape) == 1 else array.reshape(shape)
 
 
 def _to_columns(columns: dict[str, Column]) -> dict[str, Tensor | list[str | None]]:
@@ -213,10 +230,14 @@ def _to_columns(columns: dict[str, Column]) -> dict[str, Tensor | list[str | Non
 
 
 def _from_column(name: str, column: Tensor | list[str | None], n: int) -> Column:
-    out = column if isinstance(column, list) else from_tensor(column)
-    if (len(out) if isinstance(out, list) else out.shape) not in (n, (n,)):
-        raise PayloadError("bad-body", f"column {name[:64]!r} does not have {n} rows")
-    return out
+    if isinstance(column, list):
+        if len(column) == n:
+            return column
+    else:
+        array = from_tensor(column)
+        if array.shape == (n,):
+            return array
+    raise PayloadError("bad-body", f"column {name[:64]!r} does not have {n} rows")
 
 
 # -- bodies ---------------------------------------------------------------------------------------------------------
@@ -303,6 +324,8 @@ def _readings(body: ReadingsBody) -> Body:
     if body.source is not None and len(body.source) != n:
         raise PayloadError("bad-body", f"the per-row source does not have {n} rows")
     columns = {name: _from_column(name, column, n) for name, column in body.columns.items()}
+    if n and not columns and time is None and body.source is None:  # nothing bounds n by the payload's length
+        raise PayloadError("bad-body", f"{n} rows without a column")
     return Readings(n=n, columns=columns, time=time, source=body.source)
 
 
@@ -366,9 +389,15 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(WireMessage)
 
 
-def encode(message: Message) -> bytes:
-    """The message as it travels. ``trace`` is not in it: it goes as an MQTT user property."""
-    return _encoder.encode(_wire(message))
+def encode(message: Message, *, epoch: int = 0, seq: int = 0) -> bytes:
+    """The message as it travels. ``trace`` is not in it: it goes as an MQTT user property.
+
+    :param epoch: the producer's incarnation, on ``safe`` edges; 0 leaves both out.
+    :param seq: the message's place on the producer's port, from 1.
+    """
+    wire = _wire(message)
+    wire.born, wire.epoch, wire.seq = message.born, epoch, seq
+    return _encoder.encode(wire)
 
 
 def decode(payload: bytes | memoryview, *, trace: str | None = None) -> Message:
@@ -376,19 +405,27 @@ def decode(payload: bytes | memoryview, *, trace: str | None = None) -> Message:
 
     :raises PayloadError: it is none, with the reason (see :class:`PayloadError`).
     """
+    return decode_sequenced(payload, trace=trace)[0]
+
+
+def decode_sequenced(payload: bytes | memoryview, *, trace: str | None = None) -> tuple[Message, int, int]:
+    """Like :func:`decode`, with the epoch and the sequence number of a ``safe`` edge (0, 0 where it has none)."""
     if len(payload) > MAX_BYTES:
         raise PayloadError("too-big", f"{len(payload)} bytes, at most {MAX_BYTES}")
     try:
         wire = _decoder.decode(payload)
     except msgspec.ValidationError as error:
+        if not (0x80 <= payload[0] <= 0x8F or payload[0] in {0xDE, 0xDF}):  # JSON, text: valid msgpack by accident
+            raise PayloadError("not-msgpack", f"not a msgpack map, it begins with 0x{payload[0]:02x}") from None
         text = str(error)
         reason = "unknown-type" if "`$.type`" in text or "missing required field `type`" in text else "bad-body"
-        raise PayloadError(reason, text) from None
+        raise PayloadError(reason, text[:300]) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise PayloadError("not-msgpack", str(error)[:200]) from None
     body = wire.body
     convert = _FROM_WIRE.get(type(body))
-    return Message(wire.id, wire.source, wire.time, body if convert is None else convert(body), trace)
+    message = Message(wire.id, wire.source, wire.time, body if convert is None else convert(body), trace, wire.born)
+    return message, wire.epoch, wire.seq
 
 
 def json_schemas() -> dict[str, Any]:

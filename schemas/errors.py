@@ -56,6 +56,12 @@ class MissingError(PenstockError):
         self.extra = extra
 
 
+class UnableError(PenstockError):
+    """A node process said that something it needs is missing; it says what, so this only carries the words."""
+
+    exit_code = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong in what the user wrote.

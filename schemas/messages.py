@@ -232,6 +232,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     :param source: device or camera that it speaks of; the partition key of replicas.
     :param time: event time of the first row, ns since the Unix epoch, UTC.
     :param trace: W3C ``traceparent``, where tracing is on. Travels as an MQTT user property, not in the payload.
+    :param born: when the source read it, ns since the epoch; 0: not known. Kept by :meth:`derive`; latency from source to
+        here is measured with it.
     """
 
     id: str
@@ -239,11 +241,12 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     time: int
     body: Body
     trace: str | None = None
+    born: int = 0
 
     def derive(self, body: Body, *, part: int | None = None, time: int | None = None) -> Message:
         """A new message that follows from this one: same source, same id (``id/part`` for the one of several)."""
         ident = self.id if part is None else f"{self.id}/{part}"
-        return Message(ident, self.source, self.time if time is None else time, body, self.trace)
+        return Message(ident, self.source, self.time if time is None else time, body, self.trace, self.born)
 
     @property
     def type(self) -> str:

@@ -71,7 +71,10 @@ def from_scalars(values: Sequence[Scalar]) -> Column:
     if values and all(isinstance(v, bool) for v in values):
         return np.array(values, np.bool_)
     if values and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        return np.array(values, np.int64)
+        try:
+            return np.array(values, np.int64)
+        except OverflowError:  # msgpack has unsigned ones beyond
+            return np.array(values, np.float64)
     return np.array([np.nan if v is None else float(v) for v in values], np.float64)
 
 
@@ -92,7 +95,11 @@ def _expand(message: Message) -> tuple[int, dict[str, Column]]:
             for name, value in body.values.items():
                 if value.size == 1 and n == 1:
                     columns[name] = value.reshape(1)
-        scalars: dict[str, Scalar] = {**body.attributes, "model": body.model.name, "version": body.model.version}
+        scalars: dict[str, Scalar] = {
+            **{f"known_{k}" if k in columns else k: v for k, v in body.attributes.items()},
+            "model": body.model.name,
+            "version": body.model.version,
+        }
     elif isinstance(body, Aggregate):
         n, columns = 1, {}
         scalars = {
@@ -116,7 +123,8 @@ def rows(messages: Sequence[Message]) -> Rows:
     """All rows of ``messages``, in order. A field that only some have is missing (NaN, None) in the others.
 
     A classification is one row with ``label`` and ``score`` (the best); a detection one row a box; attributes, aggregate
-    values and event values are fields by their names.
+    values and event values are fields by their names. An attribute of what was seen whose name the answer has too
+    is ``known_<name>``: a frame's known label stands beside the predicted one as ``known_label``.
 
     :raises TypeError: a message whose type has no rows (see :data:`ROW_TYPES`).
     """

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 LEVEL = re.compile(r"[a-z0-9_-]+")
 MAX_LEVELS = 7
-RESERVED_PORTS = frozenset({"state", "ledger", "dead", "ack", "blobs", "fed", "models"})
+RESERVED_PORTS = frozenset({"state", "ledger", "dead", "ack", "again", "blobs", "fed", "models"})
 """Names that a port may not have: the topology's own topics stand there."""
 
 _OUTSIDE = re.compile(r"[^a-z0-9_-]+")
@@ -65,3 +65,13 @@ def matches(pattern: str, topic: str) -> bool:
         if i >= len(have) or (part != "+" and part != have[i]):
             return False
     return len(want) == len(have)
+
+
+def ack(topology: str, producer: str, port: str, consumer: str) -> str:
+    """Where a consumer tells a producer what of a port has arrived and what is done."""
+    return f"{topology}/{producer}/ack/{port}/{level(consumer)}"
+
+
+def again(topology: str, consumer: str, producer: str, port: str) -> str:
+    """A consumer's private topic for what a producer sends again, so that foreign subscribers see each message once."""
+    return f"{topology}/{consumer}/again/{producer}/{port}"

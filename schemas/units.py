@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import inf
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -25,7 +26,10 @@ _RATE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*/\s*([a-z]+)\s*")
 
 def _scaled(value: Any, units: dict[str, int], what: str, example: str) -> int:
     if isinstance(value, str) and (m := _QUANTITY.fullmatch(value)) and m[2] in units:
-        return round(float(m[1]) * units[m[2]])
+        scaled = float(m[1]) * units[m[2]]
+        if scaled >= 2**63:
+            raise ValueError(f"expected {what} that fits 64 bits, got {value!r}")
+        return round(scaled)
     raise ValueError(f"expected {what} with a unit ({', '.join(units)}), e.g. {example}, got {value!r}")
 
 
@@ -52,7 +56,7 @@ def rate(value: Any) -> float:
 
     :raises ValueError: not a rate.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < inf:
         return float(value)
     if isinstance(value, str) and (m := _RATE.fullmatch(value)) and m[2] in _RATES and float(m[1]) > 0:
         return float(m[1]) / _RATES[m[2]]

@@ -1,0 +1,75 @@
+# Everything a developer runs. Each target does its own set-up: Python 3.11 or newer and make are all that is needed.
+#
+#   make demo    a whole topology on this machine: real images, a real model, a SQLite file at the end
+#   make test    the tests
+#   make check   format, lint and types
+#   make help    the rest
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOCK := requirements-dev.lock
+
+# The first Python that is new enough; choose another with: make test PYTHON=python3.12
+PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done; true))
+
+# Tests run in two processes, because the smallest machine that we develop on has two cores; more: make test JOBS=8
+JOBS ?= 2
+# More for pytest, e.g. make test TESTS="tests/test_cli.py -k tap"
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench docs wheel lock clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## run the demo topology on the embedded broker, then say what it did
+	@$(BIN)/penstock demo
+
+test: $(READY) ## run all tests (TESTS=… for some of them)
+	@$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+check: $(READY) ## format, lint and types, without changing anything
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(READY) ## put the code into its format and repair what the linter can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(READY) ## run the benchmarks and print their figures
+	@$(BIN)/python -m benchmarks
+
+docs: $(READY) ## write the generated pages anew, then check every link and command of the documentation
+	@$(BIN)/penstock nodes --markdown > docs/kinds.md.new
+	@mv docs/kinds.md.new docs/kinds.md
+	@$(BIN)/python -m pytest -q -n 0 tests/test_project_docs.py
+
+wheel: $(READY) ## build the wheel into dist/
+	@$(BIN)/python -m hatchling build -t wheel
+
+lock: $(READY) ## resolve the development environment anew (UPGRADE=1: to the newest versions)
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile pyproject.toml --quiet --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package penstock \
+		$(if $(UPGRADE),--upgrade) --output-file $(LOCK)
+
+clean: ## remove the environment and everything that was generated
+	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The stamp is touched last: an interrupted set-up is begun again.
+$(READY): $(LOCK) pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Penstock needs Python 3.11 or newer and found none; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "error: $(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$("$(PYTHON)" -V) (once)"
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

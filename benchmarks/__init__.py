@@ -1,0 +1,1 @@
+"""Measurements of Penstock against its limits and its peers; ``make bench`` runs them, tests never do."""

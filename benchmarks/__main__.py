@@ -1,0 +1,60 @@
+"""``python -m benchmarks [NAME …]``: run the named benchmarks, or all; a table on the screen, JSON lines in a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks.figures import Figure, table
+
+NAMES = ("footprint",)
+"""Each a module of this folder with a function ``measure() -> list[Figure]``."""
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return {
+        "cpu": model,
+        "cores": os.cpu_count() or 0,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def main() -> None:
+    """Entry."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all if left out: {', '.join(NAMES)}")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks.jsonl"), help="file for the JSON lines")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in NAMES]:
+        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
+    where = machine()
+    print(f"{where['cpu']}, {where['cores']} cores, Python {where['python']}")
+    figures: list[Figure] = []
+    with options.output.open("a") as file:
+        for name in options.names or NAMES:
+            print(f"{name} …", file=sys.stderr)
+            found = import_module(f"benchmarks.{name}").measure()
+            figures += found
+            for figure in found:
+                file.write(json.dumps({"time": time.time(), **where, **figure.plain()}) + "\n")
+    print("\n".join(table(figures)))
+
+
+if __name__ == "__main__":
+    main()

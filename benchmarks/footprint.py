@@ -1,0 +1,79 @@
+"""What it costs to have Penstock on a small computer: start-up, the first result, memory of a node process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.figures import Figure
+
+RUNS = 5
+_PENSTOCK = [sys.executable, "-m", "nodes.cli.main"]
+_TOPOLOGY = """
+topology: footprint
+nodes:
+  meter: {ingest: {source: synthetic, rate: 200/s, count: 400}, process: both}
+  store: {uplink: {sink: jsonl, path: out.jsonl}, from: meter, process: both}
+"""
+_PIPELINE = """
+topology: start
+nodes:
+  meter: {ingest: {source: synthetic, rate: 100/s, count: 300}}
+  clean: {preprocess: {steps: [on-change]}, from: meter}
+  mean:  {aggregate: {window: 1s, by: source, fields: {mean: mean(value)}}, from: clean}
+  store: {uplink: {sink: jsonl, path: mean.jsonl}, from: mean}
+  all:   {uplink: {sink: jsonl, path: all.jsonl}, from: clean}
+"""
+
+
+def _seconds(command: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def _memory(folder: Path) -> float:
+    """Resident memory of a process with an ingest and an uplink node, in MB."""
+    path = folder / "footprint.yaml"
+    path.write_text(_TOPOLOGY)
+    done = subprocess.run([*_PENSTOCK, "run", str(path), "--json", "--fresh"], check=True, capture_output=True)
+    nodes: dict[str, dict[str, int]] = json.loads(done.stdout)["nodes"]
+    return max(node["rss"] for node in nodes.values()) / 1e6
+
+
+def _first_result(folder: Path) -> float:
+    """Seconds from the command to the first line in the sink of a five-node topology, a process a node."""
+    path, out = folder / "start.yaml", folder / "all.jsonl"
+    path.write_text(_PIPELINE)
+    out.unlink(missing_ok=True)
+    began = time.perf_counter()
+    with subprocess.Popen(
+        [*_PENSTOCK, "run", str(path), "--fresh"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
+        while not (out.exists() and out.stat().st_size):
+            if run.poll() not in {None, 0}:
+                raise RuntimeError("the run failed")
+            time.sleep(0.002)
+        return time.perf_counter() - began
+
+
+def measure() -> list[Figure]:
+    """All figures of this file."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "check.yaml"
+        path.write_text(_PIPELINE)
+        bare = tuple(_seconds([sys.executable, "-c", "pass"]) for _ in range(RUNS))
+        check = tuple(_seconds([*_PENSTOCK, "check", str(path)]) for _ in range(RUNS))
+        first = tuple(_first_result(folder) for _ in range(RUNS))
+        memory = tuple(_memory(folder) for _ in range(RUNS))
+    return [
+        Figure("python itself", "s", bare),
+        Figure("penstock check, five nodes", "s", check, 0.5),
+        Figure("first result after penstock run, five processes", "s", first, 2.0),
+        Figure("memory of a process with ingest and uplink", "MB", memory, 60),
+    ]

@@ -1,0 +1,167 @@
+"""From a published message to the sessions that want it."""
+
+from __future__ import annotations
+
+import logging
+
+from broker.embedded.limits import Limits
+from broker.embedded.messages import Message, Properties
+from broker.embedded.retained import Retained
+from broker.embedded.sessions import Outcome, Session
+from broker.embedded.stats import Stats
+from broker.embedded.store import Store
+from broker.embedded.topics import Group, Subscription, Subscriptions, Target
+
+log = logging.getLogger(__name__)
+
+SUCCESS, NO_SUBSCRIBERS, QUOTA_EXCEEDED = 0x00, 0x10, 0x97
+
+
+class Router:
+    """Subscriptions and retained messages, and the ways between them."""
+
+    def __init__(self, limits: Limits, stats: Stats, store: Store) -> None:
+        self.limits = limits
+        self.stats = stats
+        self.store = store
+        self.subscriptions = Subscriptions()
+        self.retained = Retained(limits)
+
+    def publish(self, message: Message, origin: Session | None, now: float) -> tuple[int, Session | None]:
+        """Deliver ``message`` to all who want it.
+
+        :param origin: the session that published it; None for the broker's own and for wills.
+        :returns: the reason code for the publisher, and the slow session that it must wait for, if there is one.
+        """
+        code = NO_SUBSCRIBERS
+        slow: Session | None = None
+        if message.retain:
+            if not self.retained.put(message):
+                code = QUOTA_EXCEEDED
+            elif self.store.durable:
+                self.store.retain(message)
+        route = self.subscriptions.route(message.topic)
+        for target in route.targets:
+            if not target.local and target.session is origin:
+                own = target.own()
+                if own is None:
+                    continue
+                target = own
+            outcome = target.session.offer(message, target.manner(message.qos, message.retain), now)
+            if outcome is Outcome.TAKEN:
+                code = code if code > NO_SUBSCRIBERS else SUCCESS
+            elif outcome is Outcome.SLOW:
+                slow = target.session
+                code = code if code > NO_SUBSCRIBERS else SUCCESS
+            else:
+                code = QUOTA_EXCEEDED
+                self._full(target.session)
+        for group in route.groups:
+            outcome, session = self.share(group, message, now)
+            if outcome is Outcome.REFUSED:
+                code = QUOTA_EXCEEDED
+            else:
+                slow = session if outcome is Outcome.SLOW else slow
+                code = code if code > NO_SUBSCRIBERS else SUCCESS
+        return code, slow
+
+    def share(
+        self, group: Group, message: Message, now: float, besides: Session | None = None
+    ) -> tuple[Outcome, Session | None]:
+        """Deliver ``message`` to one member of a shared subscription, other than ``besides``."""
+        target = group.choose(besides)
+        if target is None:
+            return Outcome.REFUSED, None
+        outcome = target.session.offer(message, target.manner(message.qos, message.retain), now)
+        if outcome is Outcome.REFUSED:
+            self._full(target.session)
+        return outcome, target.session
+
+    def fan_out(self, run: Run, origin: Session, now: float) -> None:
+        """Deliver a run of QoS 0 messages of one topic (not retained) to all who want them.
+
+        Subscribers that speak the publisher's version get the very bytes that came in.
+        """
+        route = self.subscriptions.route(run.topic)
+        for target in route.targets:
+            if not target.local and target.session is origin:
+                own = target.own()
+                if own is None:
+                    continue
+                target = own
+            session = target.session
+            conn = session.conn
+            if conn is None:
+                continue
+            how = target.manner(0, False)
+            if conn.version == run.version and not how.extra and not session.plain:
+                conn.send_plain(run.data, run.count)
+            else:
+                for message in run.messages(now):
+                    session.offer(message, how, now)
+        for group in route.groups:
+            for message in run.messages(now):
+                self.share(group, message, now)
+
+    def send_retained(self, subscription: Subscription, now: float) -> None:
+        """Queue the retained messages that a new subscription matches (3.3.1.3)."""
+        target = Target(subscription.session, [subscription])
+        for message in self.retained.matching(subscription.pattern, now):
+            subscription.session.offer_retained(message, target.retained(message.qos))
+
+    def _full(self, session: Session) -> None:
+        if not session.warned:
+            session.warned = True
+            log.warning("session %r is away and its queue is full; publishers are refused", session.client_id)
+
+
+class Run:
+    """QoS 0 PUBLISH packets of one topic that came one after the other, alike but for their payloads.
+
+    :param data: the packets, each ``size`` bytes, its properties from ``body`` on and its payload from ``head`` on.
+    :param version: of MQTT that they are in.
+    """
+
+    __slots__ = ("_body", "_head", "_messages", "_name", "_properties", "_size", "count", "data", "topic", "version")
+
+    def __init__(
+        self,
+        topic: str,
+        name: bytes,
+        properties: Properties,
+        data: bytes,
+        size: int,
+        body: int,
+        head: int,
+        version: int,
+    ) -> None:
+        self.topic = topic
+        self.version = version
+        self.data = data
+        self.count = len(data) // size
+        self._name = name
+        self._properties = properties
+        self._size = size
+        self._body = body
+        self._head = head
+        self._messages: list[Message] | None = None
+
+    def messages(self, now: float) -> list[Message]:
+        """The same one by one, for those who cannot take the bytes as they are."""
+        if self._messages is None:
+            data, body, start, size = self.data, self._body, self._head - self._body, self._size
+            self._messages = [
+                Message(
+                    self.topic,
+                    self._name,
+                    data[at + body : at + size],
+                    start,
+                    self.version,
+                    0,
+                    False,
+                    self._properties,
+                    now,
+                )
+                for at in range(0, len(data), size)
+            ]
+        return self._messages

@@ -1,0 +1,260 @@
+"""The in-process bus: nodes of one process hand messages over in memory, objects as they are.
+
+Same semantics as a broker, and one better: a QoS 1 receipt is done when every matching consumer has acknowledged, and
+QoS 1 publishing waits while a consumer's queue is at capacity. So a slow consumer slows its producers and nothing is lost.
+Everything happens in one event loop; a :class:`Hub` must not be shared between loops that run at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import ClassVar
+
+from broker.bus import Bus, Delivery, Overflow, Publication, Receipt, Subscription
+from broker.local_hub import NUMBERS, Hub, Kept, Parcel, Queue, hub, repeated
+from broker.session_options import Options
+from broker.session_outbox import TURN, Batch, topic_fault
+from schemas.errors import BusError, ClosedError, DeniedError
+
+fault = lru_cache(maxsize=4096)(topic_fault)
+
+
+class LocalSubscription(Subscription):
+    """Made by :meth:`LocalBus.subscribe`."""
+
+    def __init__(self, bus: LocalBus, queue: Queue) -> None:
+        self._bus = bus
+        self.queue = queue
+        self._left: list[Delivery] = []
+        self._detached = False
+        self.closed = False
+
+    @property
+    def dropped(self) -> int:  # type: ignore[override] # read from the queue, which may outlive us
+        return self.queue.dropped
+
+    @property
+    def queued(self) -> int:
+        return len(self._left) if self._detached else len(self.queue.waiting)
+
+    async def receive(self) -> list[Delivery]:
+        queue = self.queue
+        while True:
+            if self._detached:
+                if self._left:
+                    taken, self._left = self._left, []
+                    return taken
+                raise ClosedError("the subscription is closed")
+            if queue.waiting:
+                taken = list(queue.waiting)
+                queue.waiting.clear()
+                for delivery in taken:
+                    if delivery.handle is not None:
+                        queue.given[id(delivery)] = delivery
+                self._bus.hub.wake()
+                return taken
+            if self.closed:
+                raise ClosedError("the subscription is closed")
+            queue.reader = asyncio.get_running_loop().create_future()
+            try:
+                await queue.reader
+            finally:
+                queue.reader = None
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            parcel: Parcel | None = delivery.handle
+            if parcel is not None:
+                delivery.handle = None
+                self.queue.given.pop(id(delivery), None)
+                parcel.settle()
+        self._bus.hub.wake()
+
+    async def unsubscribe(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._bus.forget(self.queue)
+            self.queue.wake()
+
+    def detach(self) -> None:
+        """The bus is closed: what is queued can be received, without the right to acknowledge."""
+        self.closed = self._detached = True
+        queue = self.queue
+        self._left = [Delivery(d.topic, d.payload, d.qos, d.retain, d.duplicate, d.properties) for d in queue.waiting]
+        queue.wake()
+
+
+class LocalBus(Bus):
+    """One client of a :class:`Hub`.
+
+    Of the options it heeds ``client_id``, ``session_expiry``, ``clean_start``, ``will`` and ``on_state``. A second bus of the
+    same client id takes the session over, as at a broker.
+    """
+
+    encoded: ClassVar[bool] = False
+
+    def __init__(self, at: Hub | str = "", options: Options | None = None) -> None:
+        self.hub = hub(at) if isinstance(at, str) else at
+        self.options = options or Options()
+        self.client_id = self.options.client_id or f"local-{next(NUMBERS)}"
+        self._kept: Kept | None = None
+        self._subscriptions: list[LocalSubscription] = []
+        self._receipts: set[Receipt] = set()  # not done
+        self._order = asyncio.Lock()
+        self._closed = False
+        self._since_turn = 0
+
+    @property
+    def connected(self) -> bool:
+        return self._kept is not None and not self._closed
+
+    async def open(self) -> None:
+        if self._closed:
+            raise ClosedError("the bus is closed")
+        if self._kept is not None:
+            raise BusError("the bus is open already")
+        sessions = self.hub.sessions
+        kept = sessions.get(self.client_id)
+        if kept is not None and kept.bus is not None:
+            kept.bus.vanish()
+            kept = sessions.get(self.client_id)
+        if kept is not None and self.options.fresh:
+            self.hub.end(self.client_id, kept)
+            kept = None
+        if kept is None:
+            kept = sessions[self.client_id] = Kept()
+        elif kept.expiry is not None:
+            kept.expiry.cancel()
+        kept.bus = self
+        self._kept = kept
+        self.options.report("connected", "session resumed" if kept.queues else "new session")
+
+    async def close(self) -> None:
+        self._leave()
+
+    def vanish(self) -> None:
+        """As if the link were cut: the will is published, the bus is closed. For tests, and for a takeover."""
+        if self._closed or self._kept is None:
+            return
+        self._leave()
+        will = self.options.will
+        if will is not None:
+            # nobody waits here, so a full queue that may not drop gets it beyond its capacity
+            self.hub.offer(Publication(will.topic, will.payload, will.qos, will.retain), None, force=True)
+        self.options.report("disconnected", "the session was taken over or cut")
+
+    def _leave(self) -> None:
+        kept, self._closed = self._kept, True
+        if kept is None or kept.bus is not self:
+            return
+        kept.bus = None
+        for subscription in self._subscriptions:
+            subscription.detach()
+        for receipt in tuple(self._receipts):
+            if not receipt.done():
+                receipt.set_exception(ClosedError("the bus was closed before the consumers acknowledged"))
+        for subscription in self._subscriptions:
+            if subscription.queue not in kept.queues.values():
+                subscription.queue.abandon()
+        if self.options.session_expiry:
+            for queue in kept.queues.values():
+                queue.online = False
+            loop = asyncio.get_running_loop()
+            kept.expiry = loop.call_later(self.options.session_expiry, self.hub.end, self.client_id, kept)
+        else:
+            self.hub.end(self.client_id, kept)
+        self.hub.wake()
+
+    async def publish(self, publications: Sequence[Publication]) -> Receipt:
+        loop = asyncio.get_running_loop()
+        receipt: Receipt = loop.create_future()
+        if not publications:
+            receipt.set_result(None)
+            return receipt
+        batch = Batch(receipt, len(publications))
+        try:
+            async with self._order:
+                for index, publication in enumerate(publications):
+                    await self._accept(publication, batch, index)
+        except BaseException:
+            receipt.cancel()
+            raise
+        if not receipt.done():
+            self._receipts.add(receipt)
+            receipt.add_done_callback(self._receipts.discard)
+        return receipt
+
+    async def _accept(self, publication: Publication, batch: Batch, index: int) -> None:
+        if publication.qos not in {0, 1}:
+            batch.fail(index, DeniedError(publication.topic, 155, "we publish with QoS 0 or 1"))
+            return
+        if text := fault(publication.topic):
+            batch.fail(index, DeniedError(publication.topic, 144, text))
+            return
+        self._since_turn += 1
+        if self._since_turn >= TURN:
+            self._since_turn = 0
+            await asyncio.sleep(0)
+        while True:
+            if not self.connected:
+                raise ClosedError("the bus is closed" if self._closed else "the bus is not open")
+            if self.hub.offer(publication, batch):
+                return
+            await self.hub.room()
+
+    async def subscribe(
+        self,
+        filters: Sequence[str],
+        *,
+        qos: int = 1,
+        capacity: int = 1024,
+        overflow: Overflow = "block",
+        group: str | None = None,
+        retained: bool = True,
+    ) -> LocalSubscription:
+        kept = self._kept
+        if kept is None or self._closed:
+            raise ClosedError("the bus is closed" if self._closed else "the bus is not open")
+        for each in filters:
+            if text := filter_fault(each):
+                raise DeniedError(each, 143, text)
+        key = (tuple(filters), group)
+        queue = kept.queues.get(key)
+        if (
+            queue is not None and not queue.online
+        ):  # left by the session's last bus: comes again, the unacknowledged first
+            queue.qos, queue.capacity, queue.overflow = qos, capacity, overflow
+            queue.waiting = deque([*map(repeated, queue.given.values()), *queue.waiting])
+            queue.given.clear()
+            queue.online = True
+        else:
+            queue = Queue(key, qos, capacity, overflow)
+            kept.queues[key if key not in kept.queues else (key[0], f"{group}\0{next(NUMBERS)}")] = queue
+            self.hub.add(queue)
+        if retained and group is None:
+            self.hub.recall(queue)
+        subscription = LocalSubscription(self, queue)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def forget(self, queue: Queue) -> None:
+        """A subscription ended: the hub routes nothing more to it."""
+        self.hub.remove(queue)
+        if self._kept is not None:
+            for key in [k for k, q in self._kept.queues.items() if q is queue]:
+                del self._kept.queues[key]
+
+
+def filter_fault(pattern: str) -> str:
+    """Why ``pattern`` is no topic filter (MQTT 5, 4.7.1), or ``""``."""
+    levels = pattern.split("/")
+    if not pattern or "\0" in pattern:
+        return "a filter is not empty and has no NUL"
+    if "#" in "".join(levels[:-1]) or ("#" in levels[-1] and levels[-1] != "#"):
+        return "# stands alone as the last level"
+    if any("+" in each and each != "+" for each in levels):
+        return "+ stands alone in its level"
+    return ""

@@ -1,0 +1,277 @@
+"""One connection of a :class:`broker.session.Session`: bytes to packets, packets to bytes, in batches.
+
+A chunk from the socket is parsed whole and handed on as one list. What is written during one turn of the event loop goes
+out in one call. A packet larger than the read buffer gets a buffer of its size, so its bytes are moved once, by the
+kernel, before the codec makes the payload of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import mqtt5
+
+from schemas.errors import BusError
+
+Incoming: TypeAlias = mqtt5.Packet | int
+"""A packet, or the packet id of a plain PUBACK with success: by far the most frequent answer, not worth an object."""
+
+BUFFER = 256 * 1024
+"""Bytes read at once."""
+GATHER = 64 * 1024
+"""Bytes gathered before they are written without waiting for the end of the loop's turn. A payload of this size is
+written by itself."""
+HIGH_WATER = 256 * 1024
+"""Bytes in the transport's write buffer from which publishers wait."""
+
+_Reason = mqtt5.DisconnectReasonCode
+_NOT_OURS = (KeyboardInterrupt, SystemExit)
+
+
+class MalformedError(BusError):
+    """The peer sent what is not MQTT 5, or more than we take.
+
+    :param code: reason for the DISCONNECT.
+    """
+
+    def __init__(self, text: str, code: mqtt5.DisconnectReasonCode = _Reason.MALFORMED_PACKET) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def decode(view: memoryview) -> mqtt5.Packet:
+    """One whole packet.
+
+    :raises MalformedError: anything that the codec cannot make a packet of. It panics on some (text that is not UTF-8),
+        and a panic is no ``Exception``.
+    """
+    try:
+        packet, size = mqtt5.read(view)
+    except _NOT_OURS:
+        raise
+    except BaseException as error:  # noqa: BLE001 # the codec's panics are BaseExceptions; see above
+        raise MalformedError(f"malformed packet: {error}") from None
+    if size != len(view):
+        raise MalformedError(f"malformed packet: {size} of {len(view)} bytes used")
+    return packet
+
+
+class Link(asyncio.BufferedProtocol):
+    """The protocol object of one connection. Made by the session for each attempt, used once.
+
+    :param on_packets: called with all packets of a chunk, in order.
+    :param on_writable: called when the write buffer has drained after :attr:`congested` was set.
+    :param max_packet_size: bytes; a larger packet ends the link.
+    """
+
+    def __init__(
+        self, on_packets: Callable[[Link, list[Incoming]], None], on_writable: Callable[[], None], max_packet_size: int
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_packets = on_packets
+        self._on_writable = on_writable
+        self._limit = max_packet_size
+        self._buffer = bytearray(BUFFER)
+        self._view = memoryview(self._buffer)
+        self._start = 0  # first byte not yet parsed
+        self._end = 0  # end of what was received
+        self._out: list[bytes] = []
+        self._out_size = 0
+        self._flushing = False
+        self._transport: Any = None
+        self.congested = False
+        self.paused = False
+        self.closing = False
+        self.heard = False  # something came since the last look of the keep-alive
+        self.said = False  # something was written since
+        self.old = False  # a CONNACK of MQTT 3.1.1 came
+        self.reason = ""
+        self.error: BaseException | None = None
+        self.answered: asyncio.Future[mqtt5.ConnAckPacket] = self._loop.create_future()
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != getattr(socket, "AF_UNIX", None):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closing = True
+        self.error = self.error or exc
+        if not self.reason:
+            self.reason = f"connection lost: {exc}" if exc else "the broker closed the connection"
+        self._out.clear()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self.congested = True
+
+    def resume_writing(self) -> None:
+        self.congested = False
+        self._on_writable()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._end == len(self._buffer):  # only when a paused transport has a little more to give
+            self._rebuffer(2 * len(self._buffer))
+        return self._view[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._end += nbytes
+        self.heard = True
+        if self.closing:
+            self._start = self._end = 0
+            return
+        packets: list[Incoming] = []
+        try:
+            self._parse(packets)
+        except MalformedError as error:
+            self.error = error
+            if packets:
+                self._on_packets(self, packets)
+            self.refuse(error.code, str(error))
+            return
+        if packets:
+            self._on_packets(self, packets)
+
+    # reading
+
+    def _parse(self, packets: list[Incoming]) -> None:
+        """All whole packets in the buffer; the rest is moved to where there is room for it."""
+        buffer, view, pos, end = self._buffer, self._view, self._start, self._end
+        need = 2
+        while end - pos >= 2:
+            length = buffer[pos + 1]
+            if length < 128:
+                stop = pos + 2 + length
+            else:
+                length, head = self._length(pos, end)
+                if not head:
+                    need = 5
+                    break
+                stop = pos + head + length
+            if stop - pos > self._limit:
+                raise MalformedError(
+                    f"packet of {stop - pos} bytes, we take at most {self._limit}", _Reason.PACKET_TOO_LARGE
+                )
+            if stop > end:
+                need = stop - pos
+                break
+            if length == 2 and buffer[pos] == 0x40:
+                packets.append(buffer[pos + 2] << 8 | buffer[pos + 3])
+            else:
+                if length == 2 and buffer[pos] == 0x20:
+                    self.old = True
+                    raise MalformedError("the broker answers in MQTT 3.1.1")
+                packets.append(decode(view[pos:stop]))
+            pos = stop
+        self._start = pos
+        if pos == end:
+            self._start = self._end = 0
+            if len(buffer) != BUFFER:
+                self._rebuffer(BUFFER)
+        elif pos + need > len(buffer) or pos > BUFFER // 2:
+            self._rebuffer(max(need, BUFFER))
+
+    def _length(self, pos: int, end: int) -> tuple[int, int]:
+        """Remaining length and size of the fixed header; size 0 where it is not all there."""
+        length = 0
+        for i in range(4):
+            if pos + 1 + i >= end:
+                return 0, 0
+            byte = self._buffer[pos + 1 + i]
+            length |= (byte & 127) << (7 * i)
+            if byte < 128:
+                return length, i + 2
+        raise MalformedError("malformed packet: length of more than four bytes")
+
+    def _rebuffer(self, size: int) -> None:
+        """Move what is not parsed to the front of a buffer of ``size``."""
+        rest = self._end - self._start
+        if size == len(self._buffer):
+            self._view[:rest] = self._view[self._start : self._end]
+        else:
+            bigger = bytearray(size)
+            bigger[:rest] = self._view[self._start : self._end]
+            self._buffer = bigger
+            self._view = memoryview(bigger)
+        self._start, self._end = 0, rest
+
+    def pause(self) -> None:
+        if not self.paused and not self.closing:
+            self.paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.paused and not self.closing:
+            self.paused = False
+            self.heard = True
+            self._transport.resume_reading()
+
+    # writing
+
+    def write(self, data: bytes) -> None:
+        """Write at the end of this turn of the loop, with everything else."""
+        self._out.append(data)
+        self._out_size += len(data)
+        if self._out_size >= GATHER:
+            self.flush()
+        elif not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._turn)
+
+    def write_large(self, head: bytes, payload: bytes | bytearray | memoryview) -> None:
+        """Write now, without putting the two together."""
+        self.flush()
+        if not self.closing:
+            self._transport.write(head)
+            self._transport.write(payload)
+
+    def _turn(self) -> None:
+        self._flushing = False
+        self.flush()
+
+    def flush(self) -> None:
+        if self._out:
+            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+            self._out.clear()
+            self._out_size = 0
+            self.said = True
+            if not self.closing:
+                self._transport.write(data)
+
+    # ending
+
+    def refuse(self, code: mqtt5.DisconnectReasonCode, text: str) -> None:
+        """Tell the broker why, and end."""
+        self.end(mqtt5.DisconnectPacket(reason_code=code).write(), text)
+
+    def end(self, farewell: bytes, text: str) -> None:
+        """Write everything and ``farewell``, then close; :attr:`lost` is done when it has gone out."""
+        if self.closing:
+            return
+        self.reason = text
+        self._out.append(farewell)
+        self.flush()
+        self.closing = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self, text: str) -> None:
+        """Close without a word; the broker publishes our will."""
+        self.reason = self.reason or text
+        self.closing = True
+        if self._transport is not None:
+            self._transport.abort()
+        elif not self.lost.done():
+            self.lost.set_result(None)

@@ -1,0 +1,347 @@
+"""Delivery over any bus: what is sent is kept until its effect is done, and what arrives is handed on once, in order.
+
+Two sans-I/O halves of one selective-repeat protocol over numbered messages (the runtime does the sending):
+
+- :class:`SendWindow`, one for each port of a producer, keeps payloads until every ``safe`` consumer said *done*. Its size is
+  the back-pressure.
+- :class:`ReceiveWindow`, one for each edge of a consumer, puts arrivals in order, recognises repeats and says what has
+  *arrived* and what is *done* (:class:`Ack`).
+
+An *epoch* is one incarnation of a producer's numbering; a restarted producer without a durable outbox begins a higher one.
+A consumer that finds itself behind the producer's numbering is told where it begins (:class:`Knock`). Since a producer's
+restart gives the same messages new numbers, the consumer also remembers the identities of what it took last
+(:class:`RecentIds`).
+
+The design follows the selective-repeat ARQ of the textbooks, with two floors (arrived, done) where TCP has one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import msgspec
+
+RESEND_AFTER = 1_000_000_000
+"""ns without progress after which what a consumer has not received is sent again; doubles up to RESEND_AT_MOST."""
+RESEND_AT_MOST = 16_000_000_000
+REPEAT_GUARD = 100_000_000
+"""ns within which a number that was asked for is not sent a second time."""
+MOST_MISSING = 256
+
+
+class Ack(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """What a consumer says of one edge.
+
+    :param epoch: the numbering that the other figures speak of; 0: none seen yet.
+    :param received: every number up to here has arrived.
+    :param done: every number up to here has had its effect.
+    :param missing: numbers after ``received`` that are lacking while later ones are there.
+    :param hello: the consumer has just subscribed: what was sent before may not have reached it.
+    :param ended: the stream's end is done and the consumer is gone for good.
+    """
+
+    epoch: int
+    received: int
+    done: int
+    missing: tuple[int, ...] = ()
+    hello: bool = False
+    ended: bool = False
+
+
+class Knock(msgspec.Struct, frozen=True, array_like=True):
+    """What a producer tells a consumer: my numbering is ``epoch``, and the first that I still have is ``base``."""
+
+    epoch: int
+    base: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_ack = msgspec.msgpack.Decoder(Ack).decode
+_decode_knock = msgspec.msgpack.Decoder(Knock).decode
+
+
+def pack(control: Ack | Knock) -> bytes:
+    """Bytes of a control message."""
+    return _encode(control)
+
+
+def unpack_ack(payload: bytes | memoryview) -> Ack | None:
+    """The acknowledgement in ``payload``, or None if it is none (somebody else's message on our topic)."""
+    try:
+        return _decode_ack(payload)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return None
+
+
+def unpack_knock(payload: bytes | memoryview) -> Knock | None:
+    """The knock in ``payload``, or None if it is something else (a message sent again)."""
+    try:
+        return _decode_knock(payload)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return None
+
+
+class Kept(msgspec.Struct, gc=False):
+    """One message in the window. ``final``: the stream's end, which ``fast`` consumers too must have."""
+
+    seq: int
+    topic: str
+    payload: bytes
+    final: bool = False
+    resent: int = 0
+
+
+class Peer(msgspec.Struct):
+    """What a producer knows of one consumer. ``fast``: only the end of the stream waits for it."""
+
+    name: str
+    fast: bool = False
+    heard: bool = False
+    ended: bool = False
+    received: int = 0
+    done: int = 0
+    progress: int = 0
+    patience: int = RESEND_AFTER
+
+
+class SendWindow:
+    """The producer's half, for one port.
+
+    :param epoch: this incarnation; larger than any before (a start time in ns).
+    :param consumers: name → whether its edge is ``fast``.
+    :param messages: most messages kept; :attr:`room` is then False.
+    :param size: most bytes kept.
+    :param first: number of the first message (a durable outbox continues its numbering).
+    :param earlier: epochs of this node's earlier incarnations in the same run.
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        consumers: dict[str, bool],
+        *,
+        messages: int = 1024,
+        size: int = 64 * 1024 * 1024,
+        first: int = 1,
+        earlier: Collection[int] = (),
+    ) -> None:
+        self.epoch = epoch
+        self.peers = {name: Peer(name, fast=fast) for name, fast in consumers.items()}
+        self.next = first
+        self.kept: deque[Kept] = deque()
+        self.bytes = 0
+        self.resent = 0
+        self._messages = messages
+        self._size = size
+        self._earlier = frozenset(earlier)
+        self._sequenced = any(not fast for fast in consumers.values())
+
+    @property
+    def sequenced(self) -> bool:
+        """Whether data carry numbers: a ``safe`` consumer reads this port. The end always does."""
+        return self._sequenced
+
+    @property
+    def base(self) -> int:
+        """First number still kept, or the next one."""
+        return self.kept[0].seq if self.kept else self.next
+
+    @property
+    def floor(self) -> int:
+        """Every number up to here is done at every consumer."""
+        return self.base - 1
+
+    @property
+    def room(self) -> bool:
+        """Whether another message may be sent."""
+        return len(self.kept) < self._messages and self.bytes < self._size
+
+    @property
+    def waiting(self) -> list[str]:
+        """Consumers that were never heard of."""
+        return [p.name for p in self.peers.values() if not p.heard and not p.ended]
+
+    def push(self, topic: str, payload: bytes, now: int, *, final: bool = False) -> None:
+        """Keep the message that was numbered :attr:`next`."""
+        if not self.kept:
+            for peer in self.peers.values():
+                peer.progress, peer.patience = now, RESEND_AFTER
+        self.kept.append(Kept(self.next, topic, payload, final))
+        self.bytes += len(payload)
+        self.next += 1
+        self._release()
+
+    def heard(self, name: str, ack: Ack, now: int) -> tuple[Knock | None, list[Kept]]:
+        """A consumer's acknowledgement: what to tell it, and what to send it again."""
+        peer = self.peers.get(name)
+        if peer is None:
+            return None, []
+        peer.heard = True
+        if ack.epoch != self.epoch:
+            if ack.ended and ack.epoch in self._earlier:
+                peer.ended = True
+                self._release()
+                return None, []
+            peer.received = peer.done = self.base - 1
+            return Knock(self.epoch, self.base), []
+        peer.ended = ack.ended
+        behind = ack.received < peer.received
+        if ack.received > peer.received or ack.done > peer.done:
+            peer.progress, peer.patience = now, RESEND_AFTER
+        peer.received = ack.received
+        peer.done = max(peer.done, ack.done)
+        self._release()
+        if ack.received < self.base - 1 and not peer.fast:
+            return Knock(self.epoch, self.base), self._after(peer, now) if behind or ack.hello else []
+        if behind or ack.hello:
+            return None, self._after(peer, now)
+        if ack.missing:
+            first = self.base
+            wanted = (self.kept[seq - first] for seq in ack.missing if first <= seq < self.next)
+            return None, self._mark([k for k in wanted if now - k.resent > REPEAT_GUARD], now)
+        return None, []
+
+    def due(self, now: int) -> list[tuple[str, list[Kept]]]:
+        """By consumer, what has had no progress for too long and is to be sent again. Called a few times a second."""
+        out = []
+        for peer in self.peers.values():
+            if peer.ended or not self.kept or now - peer.progress < peer.patience:
+                continue
+            peer.progress = now
+            peer.patience = min(peer.patience * 2, RESEND_AT_MOST)
+            if again := self._after(peer, now):
+                out.append((peer.name, again))
+        return out
+
+    def _after(self, peer: Peer, now: int) -> list[Kept]:
+        return self._mark([k for k in self.kept if k.seq > peer.received and (k.final or not peer.fast)], now)
+
+    def _mark(self, again: list[Kept], now: int) -> list[Kept]:
+        for kept in again:
+            kept.resent = now
+        self.resent += len(again)
+        return again
+
+    def _release(self) -> None:
+        kept = self.kept
+        while kept:
+            first = kept[0]
+            for peer in self.peers.values():
+                if peer.done < first.seq and not peer.ended and (first.final or not peer.fast):
+                    return
+            kept.popleft()
+            self.bytes -= len(first.payload)
+
+
+class ReceiveWindow:
+    """The consumer's half, for one edge. What is handed on is any object the caller likes.
+
+    :param limit: most arrivals kept while waiting for an earlier one; later ones are left to be sent again.
+    """
+
+    def __init__(self, *, limit: int = 4096, epoch: int = 0, done: int = 0) -> None:
+        self.epoch = epoch
+        self.done = done
+        self.next = done + 1
+        self.repeated = 0
+        self.changed = True
+        self.ended = False
+        self._early: dict[int, Any] = {}
+        self._limit = limit
+
+    def accept(self, epoch: int, seq: int, item: Any) -> list[Any]:
+        """Take an arrival; gives what can be handed on now, in order (often just ``[item]``)."""
+        if epoch != self.epoch:
+            if epoch < self.epoch:
+                self.repeated += 1
+                return []
+            self._begin(epoch, 1)
+        self.changed = True
+        if seq == self.next:
+            self.next += 1
+            if not self._early:
+                return [item]
+            return [item, *self._ready()]
+        if seq < self.next or seq in self._early:
+            self.repeated += 1
+        elif len(self._early) < self._limit:
+            self._early[seq] = item
+        return []
+
+    def knocked(self, knock: Knock) -> list[Any]:
+        """The producer said where its numbering begins; gives what can be handed on now."""
+        self.changed = True
+        if knock.epoch > self.epoch:
+            self._begin(knock.epoch, knock.base)
+        elif knock.epoch == self.epoch and knock.base > self.next:
+            self.next = knock.base
+            self.done = max(self.done, knock.base - 1)
+            self._early = {seq: item for seq, item in self._early.items() if seq >= knock.base}
+            return self._ready()
+        return []
+
+    def jump(self, epoch: int, seq: int) -> bool:
+        """On a ``fast`` edge: the stream's end has arrived, whatever was before it. False: it is a repeat."""
+        self.changed = True
+        if epoch < self.epoch or (epoch == self.epoch and seq < self.next):
+            self.repeated += 1
+            return False
+        self._begin(epoch, seq + 1)
+        self.done = seq - 1
+        return True
+
+    def finish(self, epoch: int, seq: int) -> None:
+        """The effect of this number, and of all before it, is done. Of an earlier epoch: ignored."""
+        if epoch == self.epoch and seq > self.done:
+            self.done = seq
+            self.changed = True
+
+    def ack(self, *, hello: bool = False) -> Ack:
+        """What to tell the producer now."""
+        self.changed = False
+        missing: tuple[int, ...] = ()
+        if self._early:
+            last = max(self._early)
+            missing = tuple(
+                seq for seq in range(self.next, min(last, self.next + MOST_MISSING)) if seq not in self._early
+            )
+        return Ack(self.epoch, self.next - 1, self.done, missing, hello, self.ended)
+
+    def _begin(self, epoch: int, first: int) -> None:
+        self.epoch = epoch
+        self.next = first
+        self.done = first - 1
+        self._early.clear()
+
+    def _ready(self) -> list[Any]:
+        out: list[Any] = []
+        while self.next in self._early:
+            out.append(self._early.pop(self.next))
+            self.next += 1
+        return out
+
+
+class RecentIds:
+    """The identities taken last, to know a repeat that comes with a new number.
+
+    Exact as long as a restarted producer repeats fewer than ``capacity`` messages, which its window bounds.
+    """
+
+    def __init__(self, capacity: int = 8192, known: Iterable[str] = ()) -> None:
+        self._capacity = capacity
+        self._ids: dict[str, None] = dict.fromkeys(known)
+
+    def add(self, ident: str) -> bool:
+        """Remember ``ident``; False if it was known."""
+        ids = self._ids
+        if ident in ids:
+            return False
+        ids[ident] = None
+        if len(ids) > self._capacity:
+            del ids[next(iter(ids))]
+        return True
+
+    def __len__(self) -> int:
+        return len(self._ids)

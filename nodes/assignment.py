@@ -1,0 +1,122 @@
+"""What a worker process is told: its nodes, resolved by the supervisor's plan, as plain JSON.
+
+A worker does not read the topology again: it needs neither YAML nor the other nodes' kinds, and starts the faster for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from broker.bus import Overflow
+
+
+class InEdge(msgspec.Struct, frozen=True, kw_only=True):
+    """An edge that a node reads.
+
+    :param carrier: ``local`` (same process) or ``mqtt`` (relays are nobody's business here: they carry topics).
+    :param safe: acknowledged after the effect; otherwise ``overflow`` says what a full queue does.
+    :param queue: most messages queued.
+    :param marked: another edge of this node may bring the same identities; answers get the edge's name.
+    """
+
+    producer: str
+    port: str
+    carrier: str
+    safe: bool
+    queue: int
+    overflow: Overflow = "block"
+    marked: bool = False
+
+    @property
+    def name(self) -> str:
+        """``<producer>.<port>``."""
+        return f"{self.producer}.{self.port}"
+
+
+class OutPort(msgspec.Struct, frozen=True, kw_only=True):
+    """A port that a node writes.
+
+    :param local: whether a node of the same process reads it.
+    :param remote: consumers by MQTT: name → whether that edge is ``fast``.
+    :param publish: whether it is published by MQTT at all (somebody reads it there, or the user wants to see it).
+    """
+
+    name: str
+    local: bool
+    remote: dict[str, bool]
+    publish: bool
+
+
+class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One node. ``config`` is what the user wrote; it was found valid."""
+
+    name: str
+    kind: str
+    config: dict[str, Any]
+    inputs: list[InEdge]
+    outputs: list[OutPort]
+    host: str
+    broker: str
+
+
+class Broker(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach a broker: url and credentials as files or values; this goes by pipe, never to a log."""
+
+    url: str
+    user: str | None = None
+    password: str | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """All of one worker process.
+
+    :param base: folder of the topology file.
+    :param state: folder of the run's state; a node's journal is ``<state>/<node>.journal``.
+    :param brokers: by name; ``""`` for the worker's own traffic is each node's ``broker``.
+    :param level: least log level that is sent.
+    """
+
+    topology: str
+    process: str
+    host: str
+    base: str
+    state: str
+    nodes: list[NodeSpec]
+    brokers: dict[str, Broker]
+    level: str = "info"
+
+
+class Report(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One line from a worker to its supervisor: a log event, a change of state, or the books.
+
+    :param rss: resident memory of the process, bytes.
+    :param cpu: processor time of the process so far, seconds.
+    :param passing: each row of this node that is not left out leaves by a port (the audit compares them).
+    """
+
+    node: str = ""
+    state: str = ""
+    detail: str = ""
+    exit_code: int = 0
+    ledger: Any = None
+    log: tuple[str, str, dict[str, Any]] | None = None
+    pid: int = 0
+    rss: int = 0
+    cpu: float = 0.0
+    passing: bool = False
+
+
+class Command(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One line from the supervisor to a worker.
+
+    :param stop: nodes to stop: sources read no more; a node whose inputs are idle leaves, keeping its state.
+    :param end: sources to end as if their data had ended, so that windows close.
+    """
+
+    stop: list[str] = []
+    end: list[str] = []

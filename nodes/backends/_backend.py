@@ -1,0 +1,98 @@
+"""What a model runtime is to ``infer``. A backend is one file beside this one; its name is the kind's name.
+
+Such a module has, beside the docstring, ``Config(Options)`` and ``EXTRA`` of every kind:
+
+- ``SUFFIXES``: endings of the model files that it takes, e.g. ``(".tflite",)``;
+- ``def inspect(model: Path) -> Signature | None``: what the file says of itself without the runtime, fast; None where it
+  does not say. Raises ConfigError when the file is none of this kind or is damaged;
+- ``def build(config: Config, context: Context, model: Path, threads: int) -> Backend``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from schemas.messages import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """real = scale × (stored − zero_point), for the whole tensor."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One input or output of a model.
+
+    :param shape: without the leading batch axis. -1: an output's axis that only a run can tell.
+    :param dtype: as stored; int8 or uint8 with a ``quantisation`` stands for real numbers.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    quantisation: Quantisation | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name!r} {self.dtype.name}{list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model takes and gives.
+
+    :param batch: items that one call takes; None: any number.
+    """
+
+    inputs: tuple[Spec, ...]
+    outputs: tuple[Spec, ...]
+    batch: int | None
+
+
+class Backend(ABC):
+    """One model, loaded. Used by one thread at a time."""
+
+    @abstractmethod
+    def open(self) -> Signature:
+        """Load the model. Called once, before everything else.
+
+        :raises MissingError: the runtime, or a library that the config names, is not installed.
+        :raises ConfigError: the runtime refuses the file.
+        """
+
+    @abstractmethod
+    def infer(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Run the model on n items: every array [n, *shape] of its spec's dtype, C order, as are the answers.
+
+        ``infer`` (the node) calls it with few different n (powers of two), so a backend may keep something for each n.
+        The answers are the caller's own: the next call does not change them.
+
+        :raises RunError: the runtime failed.
+        """
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+def quantise(values: Array, spec: Spec) -> Array:
+    """Real numbers as the stored integers of ``spec``, rounded to even and clipped to the dtype's range."""
+    assert spec.quantisation is not None  # noqa: S101 - for the type checker; callers have looked
+    limits = np.iinfo(np.dtype(spec.dtype.str))
+    scaled = np.multiply(values, np.float32(1 / spec.quantisation.scale), dtype=np.float32)
+    np.rint(scaled, out=scaled)
+    scaled += spec.quantisation.zero_point
+    np.maximum(scaled, limits.min, out=scaled)  # np.clip takes five times as long on a few numbers
+    return np.minimum(scaled, limits.max, out=scaled).astype(spec.dtype)
+
+
+def dequantise(stored: Array, spec: Spec) -> Array:
+    """The real numbers (float32) that the stored integers of ``spec`` stand for; as they are without quantisation."""
+    if spec.quantisation is None:
+        return stored
+    return (stored.astype(np.float32) - spec.quantisation.zero_point) * np.float32(spec.quantisation.scale)

@@ -1,0 +1,222 @@
+"""``penstock run``: a topology on this machine, with a live table in a terminal, until it ends or Ctrl-C drains it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from schemas.errors import ConfigError, UnbalancedError, did_you_mean
+
+if TYPE_CHECKING:
+    from nodes.plan import Plan
+    from nodes.supervisor import Outcome, Supervisor
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def command(
+    topology: Annotated[Path, typer.Argument(help="The topology's YAML file.", show_default=False)],
+    host: Annotated[
+        str | None, typer.Option(help="Run this host's nodes only; by default all, on this machine.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run this node only; may be given more than once.")] = None,
+    duration: Annotated[
+        str | None, typer.Option(help="End the sources after this time, e.g. 30s, as if their data had ended.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for the run's state; default: .penstock/<topology> beside the file.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the state of an earlier run and begin anew.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    log_level: Annotated[
+        str, typer.Option(help="Least level of log events shown: debug, info, warning, error.")
+    ] = "info",
+) -> int:
+    """Run a topology until its streams end. Ctrl-C drains: what is under way is finished, state is kept, and the next run
+    continues there; a second Ctrl-C ends at once. Exit code 5: the ledger does not balance.
+    """
+    from nodes.plan import prepare
+    from schemas.units import duration as parse
+
+    if log_level not in LEVELS:
+        raise ConfigError(f"--log-level {log_level!r}{did_you_mean(log_level, LEVELS)}")
+    try:
+        seconds = parse(duration) / 1e9 if duration is not None else None
+    except ValueError as error:
+        raise ConfigError(f"--duration: {error}") from None
+    plan = prepare(topology, state=state)
+    if host is not None and host not in plan.topology.hosts:
+        raise ConfigError(f"--host: there is no host {host!r}{did_you_mean(host, plan.topology.hosts)}")
+    for name in only or ():
+        if name not in plan.nodes:
+            raise ConfigError(f"--only: there is no node {name!r}{did_you_mean(name, plan.nodes)}")
+    outcome = execute(
+        plan, state=state, host=host, only=only or None, seconds=seconds, fresh=fresh, level=log_level, live=not as_json
+    )
+    return conclude(outcome, as_json=as_json)
+
+
+def execute(
+    plan: Plan,
+    *,
+    state: Path | None = None,
+    host: str | None = None,
+    only: list[str] | None = None,
+    seconds: float | None = None,
+    fresh: bool = False,
+    level: str = "info",
+    live: bool = True,
+) -> Outcome:
+    """Run a plan to its end; what ``run`` and ``demo`` share.
+
+    :raises PenstockError: it could not start, or a node failed for good.
+    """
+    from nodes import log
+    from nodes.supervisor import Supervisor
+
+    folder = state if state is not None else plan.topology.base / ".penstock" / plan.topology.name
+    log.send_to(log.structured())
+    supervisor = Supervisor(plan, state=folder, host=host, only=only, level=level)
+    if fresh:
+        supervisor.forget()
+    shown = live and sys.stdout.isatty()
+    return asyncio.run(_run(supervisor, seconds, shown))
+
+
+async def _run(supervisor: Supervisor, seconds: float | None, shown: bool) -> Outcome:
+    loop = asyncio.get_running_loop()
+    draining: list[asyncio.Task[None]] = []
+
+    def interrupt() -> None:
+        if draining:
+            for task in running:
+                task.cancel()
+            return
+        sys.stderr.write("draining; Ctrl-C again ends at once\n")
+        draining.append(loop.create_task(supervisor.stop()))
+
+    running = [loop.create_task(supervisor.run(seconds))]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    painting: asyncio.Task[None] | None = None
+    if shown:
+        from nodes.cli._live import paint
+
+        painting = loop.create_task(paint(supervisor))
+    try:
+        return await running[0]
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        for task in (*draining, *([painting] if painting else ())):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def conclude(outcome: Outcome, *, as_json: bool = False) -> int:
+    """Show how a run ended; its exit code.
+
+    :raises UnbalancedError: the books do not balance.
+    """
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode(plain(outcome)).decode())
+    else:
+        print("\n".join(summary(outcome)))
+    if outcome.findings:
+        if as_json:
+            return UnbalancedError.exit_code
+        raise UnbalancedError("the ledger does not balance")
+    return 0
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as plain values."""
+    return {
+        "complete": outcome.complete,
+        "seconds": round(outcome.seconds, 3),
+        "balanced": not outcome.findings,
+        "findings": outcome.findings,
+        "lost": outcome.lost,
+        "nodes": {
+            name: {
+                "state": view.state,
+                "restarts": view.restarts,
+                "rss": view.rss,
+                "cpu": view.cpu,
+                "ledger": view.books,
+            }
+            for name, view in outcome.nodes.items()
+        },
+    }
+
+
+def summary(outcome: Outcome) -> list[str]:
+    """An outcome for people: a table of the books, and what they say."""
+    rows: list[tuple[str, ...]] = [
+        ("node", "in", "out", "filtered", "dropped", "dead", "held", "wait p50/p99", "process p50/p99", "restarts")
+    ]
+    for name, view in outcome.nodes.items():
+        if (book := view.books) is None:
+            rows.append((name, "-", "-", "-", "-", "-", "-", "-", "-", str(view.restarts)))
+            continue
+        came = str(sum(flow.rows for flow in book.received.values())) if book.received else ""
+        left = str(sum(flow.rows for flow in book.emitted.values())) if book.emitted else ""
+        lost = [sum(book.dropped.values()), sum(book.dead.values())]
+        rows.append(
+            (
+                name,
+                came,
+                left,
+                str(book.filtered or ""),
+                *(str(n or "") for n in lost),
+                str(book.held or ""),
+                *(_span(book.latency.get(stage)) for stage in ("wait", "process")),
+                str(view.restarts or ""),
+            )
+        )
+    lines = ["", *table(rows)]
+    for name, view in outcome.nodes.items():
+        if view.books is not None:
+            for what, counts in (("dropped", view.books.dropped), ("dead", view.books.dead)):
+                lines += [f"{name}: {n} rows {what}: {reason}" for reason, n in counts.items()]
+    lines += [f"{edge}: {count} messages lost on a fast edge" for edge, count in outcome.lost.items()]
+    if outcome.findings:
+        lines += [f"does not balance: {finding}" for finding in outcome.findings]
+    elif outcome.complete:
+        lines.append(f"ended after {outcome.seconds:.1f} s; the ledger balances (counts are rows)")
+    else:
+        lines.append(f"stopped after {outcome.seconds:.1f} s; the next run continues here (--fresh begins anew)")
+    return lines
+
+
+def table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows as aligned lines, the first a heading; columns that are empty below it are left out. Numbers go right."""
+    shown = [i for i in range(len(rows[0])) if i == 0 or any(row[i] for row in rows[1:])]
+    widths = [max(len(row[i]) for row in rows) for i in shown]
+    out = []
+    for row in rows:
+        cells = [row[i].ljust(w) if i == 0 else row[i].rjust(w) for i, w in zip(shown, widths, strict=True)]
+        out.append("  ".join(cells).rstrip())
+    out.insert(1, "  ".join("-" * width for width in widths))
+    return out
+
+
+def span(ns: int) -> str:
+    """A duration for people: ``850 µs``, ``12.3 ms``, ``4.1 s``."""
+    for unit, size in (("s", 10**9), ("ms", 10**6)):
+        if ns >= size:
+            return f"{ns / size:.3g} {unit}"
+    return f"{ns / 1000:.0f} µs"
+
+
+def _span(percentiles: dict[str, int] | None) -> str:
+    return f"{span(percentiles['p50'])} / {span(percentiles['p99'])}" if percentiles else ""

@@ -1,0 +1,274 @@
+"""What one step is: for an operator, for a source, for a sink. See :mod:`nodes.runtime` for what surrounds it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from itertools import groupby
+from pathlib import Path
+from random import uniform
+from typing import Any
+
+from nodes import log
+from nodes.assignment import NodeSpec
+from nodes.inputs import Item
+from nodes.operator import Chunk, Emit, Operator, Sink, Source
+from nodes.runtime import Links, Runtime, Step
+from schemas.errors import RejectedError, SinkAwayError
+from schemas.messages import Message
+
+_BACKOFF = (0.2, 30.0)
+"""Seconds to wait at first and at most before a sink that is away is tried again."""
+
+
+class OperatorRuntime(Runtime):
+    """Feeds an :class:`~nodes.operator.Operator`."""
+
+    def __init__(self, topology: str, spec: NodeSpec, state: Path, links: Links, operator: Operator) -> None:
+        super().__init__(topology, spec, state, links)
+        self.operator = operator
+        self._thread: ThreadPoolExecutor | None = None
+        self._marked = False
+
+    async def open(self) -> None:
+        self.operator.open()
+        self.stateful = self.operator.snapshot() is not None
+        if self.operator.blocking:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.name)
+        self.passing = not self.operator.absorbs and self.spec.kind not in {"custom", "join"}
+        self._marked = any(edge.marked for edge in self.spec.inputs) and not self.operator.absorbs
+
+    async def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+        self.operator.close()
+
+    async def resume(self) -> None:
+        if (state := self.journal.get("state")) is not None:
+            self.operator.restore(state)
+
+    def snapshot(self, values: dict[str, Any]) -> None:
+        if self.stateful:
+            values["state"] = self.operator.snapshot()
+
+    async def work(self) -> None:
+        operator = self.operator
+        while not self.inputs.ended:
+            if self._stopping.is_set() and not self.inputs.queued:
+                return
+            await self.outputs.room()
+            wake = operator.wake()
+            deadline = None if wake is None else time.monotonic() + max(0, wake - time.time_ns()) / 1e9
+            items = await self.inputs.take(operator.max_batch, operator.linger, deadline)
+            for edge, run in groupby(items, key=lambda item: item.edge.name):
+                await self._process(edge, list(run))
+            if wake is not None and (now := time.time_ns()) >= wake:
+                await self._tick(now)
+        if not self.journal.get("ended"):
+            emit, held = Emit(), operator.held()
+            operator.finish(emit)
+            self._book(self._final, 0, emit, held)
+            await self._finish(emit)
+
+    async def _process(self, edge: str, items: list[Item]) -> None:
+        step, held, began = Step(), self.operator.held(), time.time_ns()
+        messages = self._admit(items, step)
+        emit = Emit()
+        if messages:
+            try:
+                await self._call(messages, edge, emit)
+            except Exception as error:  # noqa: BLE001 - no message kills a node, whatever the user's code raises
+                emit = await self._one_by_one(messages, edge, error)
+            self._measure(items, began, time.time_ns())
+            if self._marked:
+                emit.sent = [(port, _mark(message, edge)) for port, message in emit.sent]
+            for message, reason, detail in emit.dead:
+                self._bury(message, reason, detail, edge)
+        self._book(step, sum(message.rows for message in messages), emit, held)
+        await self._deliver(step, emit)
+
+    async def _call(self, messages: list[Message], edge: str, emit: Emit) -> None:
+        if self._thread is None:
+            self.operator.process(messages, edge, emit)
+        else:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._thread, self.operator.process, messages, edge, emit)
+
+    async def _one_by_one(self, messages: list[Message], edge: str, error: Exception) -> Emit:
+        """The call with all of them failed: find those that fail, and answer the others."""
+        whole = Emit()
+        for message in messages:
+            emit = Emit()
+            try:
+                if len(messages) == 1:
+                    raise error
+                await self._call([message], edge, emit)
+            except Exception as cause:  # noqa: BLE001 - as above
+                emit = Emit()
+                emit.reject(message, "failed", f"{type(cause).__name__}: {cause}")
+            whole.sent += emit.sent
+            whole.dead += emit.dead
+            whole.filtered += emit.filtered
+            whole.absorbed += emit.absorbed
+            for reason, rows in emit.dropped.items():
+                whole.drop(reason, rows)
+        return whole
+
+    async def _tick(self, now: int) -> None:
+        emit, held = Emit(), self.operator.held()
+        self.operator.tick(now, emit)
+        if emit.sent or emit.dropped or emit.filtered or emit.absorbed:
+            step = Step()
+            self._book(step, 0, emit, held)
+            await self._deliver(step, emit)
+
+    def _book(self, step: Step, rows: int, emit: Emit, held: int) -> None:
+        entry, dead = step.entry, 0
+        entry.filtered += emit.filtered
+        for reason, count in emit.dropped.items():
+            entry.drop(reason, count)
+        for message, reason, _ in emit.dead:
+            entry.bury(reason, message.rows)
+            dead += message.rows
+        if self.operator.absorbs:
+            entry.passed += emit.absorbed
+        else:
+            left = rows - emit.filtered - sum(emit.dropped.values()) - dead
+            entry.passed += left - (self.operator.held() - held)
+
+
+def _mark(message: Message, edge: str) -> Message:
+    """The same message with the edge in its identity: two inputs may both bring one origin's identities."""
+    ident = f"{message.id}@{edge.partition('.')[0]}"
+    return Message(ident, message.source, message.time, message.body, message.trace, message.born)
+
+
+class SourceRuntime(Runtime):
+    """Draws from a :class:`~nodes.operator.Source`."""
+
+    def __init__(self, topology: str, spec: NodeSpec, state: Path, links: Links, source: Source) -> None:
+        super().__init__(topology, spec, state, links)
+        self.source = source
+        self._stream = ""
+        self._count = 0
+
+    async def open(self) -> None:
+        """Opened where it stood, in :meth:`resume`."""
+
+    async def resume(self) -> None:
+        position, self._count = self.journal.get("position") or (None, 0)
+        if position is not None:
+            log.info("continuing", node=self.name, position=str(position)[:80])
+        self._stream = await self.source.open(position) or f"{time.time_ns() // 1_000_000:x}"
+
+    async def close(self) -> None:
+        await self.source.close()
+
+    async def settled(self, position: Any) -> None:
+        await self.source.settled(position[0])
+
+    async def work(self) -> None:
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            async with aclosing(_closable(self.source)) as chunks:
+                while True:
+                    await self.outputs.room()
+                    following = asyncio.ensure_future(anext(chunks, None))
+                    await asyncio.wait({following, ending}, return_when=asyncio.FIRST_COMPLETED)
+                    if not following.done():
+                        following.cancel()
+                        await asyncio.wait({following})
+                        break
+                    if (chunk := following.result()) is None:
+                        break
+                    await self._take(chunk)
+        finally:
+            ending.cancel()
+        if not self._stopping.is_set():
+            await self._finish(Emit())
+
+    async def _take(self, chunk: Chunk) -> None:
+        step, emit, now = Step(), Emit(), time.time_ns()
+        prefix = f"{self.name}:{self._stream}:"
+        for draft in chunk.drafts:
+            if draft.key is None:
+                self._count += 1
+            ident = f"{prefix}{self._count if draft.key is None else draft.key}"
+            emit.send(Message(ident, draft.source, draft.time, draft.body, None, now))
+        for reason, rows in chunk.dropped.items():
+            step.entry.drop(reason, rows)
+        for payload, reason, detail, where in chunk.dead:
+            step.entry.bury(reason, 1)
+            self._deaths.append(self._letter(reason, detail, "", where, payload))
+        step.position = (chunk.position, self._count)
+        await self._deliver(step, emit)
+
+
+async def _closable(source: Source) -> Any:
+    async for chunk in source.chunks():
+        yield chunk
+
+
+class SinkRuntime(Runtime):
+    """Feeds a :class:`~nodes.operator.Sink`."""
+
+    def __init__(self, topology: str, spec: NodeSpec, state: Path, links: Links, sink: Sink) -> None:
+        super().__init__(topology, spec, state, links)
+        self.sink = sink
+
+    async def open(self) -> None:
+        """Opened patiently, in :meth:`resume`."""
+
+    async def resume(self) -> None:
+        await self._patiently(self.sink.open)
+
+    async def close(self) -> None:
+        await self.sink.close()
+
+    async def work(self) -> None:
+        while not self.inputs.ended:
+            if self._stopping.is_set() and not self.inputs.queued:
+                return
+            items = await self.inputs.take(self.sink.max_batch, self.sink.linger, None)
+            if items and not await self._write(items):
+                return
+        if not self.journal.get("ended"):
+            await self._finish(Emit())
+
+    async def _write(self, items: list[Item]) -> bool:
+        step, began = Step(), time.time_ns()
+        messages = self._admit(items, step)
+        if messages:
+            rejected: Sequence[tuple[int, str]] = ()
+            try:
+                if not await self._patiently(lambda: self.sink.write(messages)):
+                    return False
+            except RejectedError as error:
+                rejected = error.rejected
+            for index, reason in rejected:
+                step.entry.bury("rejected", messages[index].rows)
+                self._bury(messages[index], "rejected", reason, items[0].edge.name)
+            step.entry.passed += sum(message.rows for message in messages) - sum(step.entry.dead.values())
+            self._measure(items, began, time.time_ns())
+        await self._deliver(step, Emit())
+        return True
+
+    async def _patiently(self, act: Any) -> bool:
+        """Do it until the far end lets us; False when we were stopped meanwhile (nothing is acknowledged then)."""
+        wait, most = _BACKOFF
+        while True:
+            try:
+                await act()
+                return True
+            except SinkAwayError as error:
+                pause = error.retry_after if error.retry_after is not None else uniform(wait / 2, wait)  # noqa: S311
+                log.warning("sink is away", node=self.name, reason=str(error), again_in=f"{pause:.1f}s")
+            try:
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
+                return False
+            except TimeoutError:
+                wait = min(wait * 2, most)

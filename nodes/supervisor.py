@@ -1,0 +1,388 @@
+"""The supervisor: starts a plan's brokers, relays and node processes on this host, keeps them running, and ends them well.
+
+One OS process per process label. A process that dies is started again with backoff; one that says it cannot start (a missing
+library, a wrong file) ends the run with that one line. When every node has ended, the books are audited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from nodes import ledger, log
+from nodes.assignment import Assignment, Broker, Command, InEdge, NodeSpec, OutPort, Report
+from nodes.brokers import Brokers, relays
+from nodes.children import Child, describe, keep
+from nodes.journal import Journal
+from nodes.plan import Plan, PlannedNode
+from schemas.errors import BusError, ConfigError, PenstockError, RunError, UnableError
+from schemas.messages import Ledger
+
+GRACE = 10.0
+"""Seconds that a node may take to finish what it has when it is stopped."""
+_MOST_FALSE_STARTS = 5
+_decode = msgspec.json.Decoder(Report).decode
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass
+class NodeView:
+    """What is known of one node while it runs; the live table shows it.
+
+    :param rate: messages per second that left it (for a sink: came in), over the last second or so.
+    """
+
+    name: str
+    kind: str
+    host: str
+    process: str
+    state: str = "waiting"
+    pid: int = 0
+    rss: int = 0
+    cpu: float = 0.0
+    restarts: int = 0
+    rate: float = 0.0
+    passing: bool = False
+    books: Ledger | None = None
+    seen_at: float = 0.0
+
+    @property
+    def gone(self) -> bool:
+        """It left by itself."""
+        return self.state in {"ended", "stopped"}
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    :param complete: every stream ended by itself.
+    :param findings: what does not balance, one line each.
+    :param lost: messages lost on ``fast`` edges, by edge.
+    """
+
+    nodes: dict[str, NodeView]
+    seconds: float
+    complete: bool
+    findings: list[str] = field(default_factory=list)
+    lost: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ledgers(self) -> dict[str, Ledger]:
+        """The books, by node."""
+        return {name: view.books for name, view in self.nodes.items() if view.books is not None}
+
+
+class Supervisor:
+    """Runs a plan.
+
+    :param state: folder of the run's state (journals, a broker's files).
+    :param host: only this host's nodes; None: all, on this machine.
+    :param only: only these nodes; None: all.
+    :param level: least log level of the nodes.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        state: Path,
+        host: str | None = None,
+        only: Iterable[str] | None = None,
+        level: str = "info",
+    ) -> None:
+        wanted = set(only) if only is not None else None
+        self._plan = plan
+        self._state = state
+        self._host = host
+        self._level = level
+        self._processes = {
+            key: chosen
+            for key, nodes in plan.processes(host).items()
+            if (chosen := [node for node in nodes if wanted is None or node.name in wanted])
+        }
+        self.views = {
+            node.name: NodeView(node.name, node.kind, node.host, node.process)
+            for nodes in self._processes.values()
+            for node in nodes
+        }
+        if not self.views:
+            raise ConfigError(f"there is no node to run{f' on host {host!r}' if host else ''}")
+        self._children: dict[tuple[str, str], Child] = {}
+        self._changed = asyncio.Event()
+        self._stopping = False
+        self._failure: PenstockError | None = None
+        self._false_starts: dict[tuple[str, str], int] = {}
+        self._lock: IO[str] | None = None
+        self.brokers = Brokers(plan, state, host)
+        self.on_report: Callable[[Report], None] = lambda report: None
+
+    async def run(self, duration: float | None = None) -> Outcome:
+        """Run until every node has left; then audit.
+
+        :param duration: seconds after which the sources are ended as if their data had.
+        :raises PenstockError: a node or broker cannot start; all others are stopped.
+        """
+        self._hold()
+        began = time.monotonic()
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(duration, self.end) if duration is not None else None
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            for key in self._processes:
+                self._children[key] = Child("/".join(key), [None, "-m", "nodes.worker"], self._line)
+            started = [asyncio.create_task(child.start()) for child in self._children.values()]
+            await self.brokers.start()
+            await asyncio.gather(*started)
+            relaying = [asyncio.create_task(relay) for relay in relays(self._plan, self.brokers.urls, self._host)]
+            tasks = {asyncio.create_task(self._keep(key)) for key in self._processes}
+            watching = asyncio.create_task(self.brokers.watch())
+            try:
+                await self._all_left({*tasks, watching, *relaying})
+            finally:
+                for task in (watching, *relaying, *tasks):
+                    task.cancel()
+                await asyncio.gather(watching, *relaying, *tasks, return_exceptions=True)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            await asyncio.gather(*(child.reap() for child in self._children.values()))
+            await self.brokers.stop()
+            self._release()
+        if self._failure is not None:
+            raise self._failure
+        return self._outcome(time.monotonic() - began)
+
+    def forget(self) -> None:
+        """Remove what earlier runs kept, journals and nodes' folders; called before :meth:`run`."""
+        self._hold()
+        try:
+            for name in self.views:
+                Journal.erase(self._state / f"{name}.journal")
+                shutil.rmtree(self._state / name, ignore_errors=True)
+        finally:
+            self._release()
+
+    def end(self) -> None:
+        """End the sources as if their data had ended; the run then completes by itself."""
+        self._tell(end=[name for name, view in self.views.items() if view.kind == "ingest"])
+
+    async def stop(self) -> None:
+        """Drain: sources first, then down the topology, each when those before it have left; state is kept."""
+        self._stopping = True
+        for name in self._plan.nodes:
+            if (view := self.views.get(name)) is None or view.gone:
+                continue
+            self._tell(stop=[name])
+            try:
+                async with asyncio.timeout(GRACE):
+                    await self._until(view)
+            except TimeoutError:
+                log.warning("did not finish in time, ended", node=name, seconds=GRACE)
+                self.kill(name)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the process of a node. Unless we are stopping it is started again."""
+        view = self.views[name]
+        self._children[view.host, view.process].kill()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    async def _until(self, view: NodeView) -> None:
+        while not view.gone:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _all_left(self, tasks: set[asyncio.Task[None]]) -> None:
+        running = set(tasks)
+        while self._failure is None and not all(view.gone for view in self.views.values()):
+            self._changed.clear()
+            changed = asyncio.create_task(self._note())
+            done, _ = await asyncio.wait({*running, changed}, return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+            running -= done
+            for task in done - {changed}:
+                task.result()
+
+    async def _note(self) -> None:
+        await self._changed.wait()
+
+    async def _keep(self, key: tuple[str, str]) -> None:
+        child = self._children[key]
+
+        def prepare() -> None:
+            child.send(_encode(self._assignment(key)))
+
+        def ended(code: int) -> bool:
+            return self._ended(key, code)
+
+        await keep(child, prepare, ended, started=True)
+
+    def _ended(self, key: tuple[str, str], code: int) -> bool:
+        views = [self.views[node.name] for node in self._processes[key]]
+        self._changed.set()
+        if self._stopping or self._failure is not None or all(view.gone for view in views):
+            for view in views:
+                view.state = view.state if view.gone else "stopped"
+            return True
+        started = any(view.state == "ready" for view in views)
+        self._false_starts[key] = 0 if started else self._false_starts.get(key, 0) + 1
+        for view in views:
+            view.restarts += 1
+            view.state = "restarting"
+        if not started and (code in {2, 3, 4} or self._false_starts[key] >= _MOST_FALSE_STARTS):
+            if self._failure is None:
+                self._failure = RunError(f"process {'/'.join(key)} cannot start: {describe(code)}")
+            return True
+        return False
+
+    def _line(self, line: bytes) -> None:
+        try:
+            report = _decode(line)
+        except msgspec.DecodeError:
+            log.debug("stdout", text=line[:500].decode(errors="replace"))
+            return
+        if report.log is not None:
+            level, event, fields = report.log
+            getattr(log, level)(event, **fields)
+            return
+        view = self.views.get(report.node)
+        if view is not None:
+            self._see(view, report)
+        if report.state == "failed":
+            self._failed(view, report)
+        self._changed.set()
+        self.on_report(report)
+
+    def _see(self, view: NodeView, report: Report) -> None:
+        view.pid = report.pid or view.pid
+        if report.state:
+            view.state = report.state
+        if report.ledger is None:
+            return
+        book, now = msgspec.convert(report.ledger, Ledger), time.monotonic()
+        if view.books is not None and now > view.seen_at:
+            view.rate = max(0, _flow(book) - _flow(view.books)) / (now - view.seen_at)
+        view.books, view.seen_at = book, now
+        view.rss, view.cpu, view.passing = report.rss, report.cpu, report.passing
+
+    def _failed(self, view: NodeView | None, report: Report) -> None:
+        name = report.node or "a worker"
+        log.error("node failed", node=name, reason=report.detail)
+        if report.exit_code in {2, 3, 4} and (view is None or view.restarts == 0) and self._failure is None:
+            kind: type[PenstockError] = {2: ConfigError, 3: UnableError, 4: BusError}[report.exit_code]
+            self._failure = kind(f"{name} cannot start: {report.detail}")
+
+    def _tell(self, *, stop: list[str] | None = None, end: list[str] | None = None) -> None:
+        for key, nodes in self._processes.items():
+            names = {node.name for node in nodes}
+            command = Command(stop=[n for n in stop or () if n in names], end=[n for n in end or () if n in names])
+            if command.stop or command.end:
+                self._children[key].send(_encode(command))
+
+    def _assignment(self, key: tuple[str, str]) -> Assignment:
+        nodes = self._processes[key]
+        specs = [specify(node, self._plan, bool(self._plan.topology.brokers)) for node in nodes]
+        brokers = {name: Broker(url=url, **self.brokers.credentials(name)) for name, url in self.brokers.urls.items()}
+        return Assignment(
+            topology=self._plan.topology.name,
+            process=key[1],
+            host=key[0],
+            base=str(self._plan.topology.base.resolve()),
+            state=str(self._state.resolve()),
+            nodes=specs,
+            brokers=brokers,
+            level=self._level,
+        )
+
+    def _outcome(self, seconds: float) -> Outcome:
+        edges = [(e.producer, e.port, e.consumer, e.delivery == "safe") for e in self._plan.edges]
+        outcome = Outcome(self.views, seconds, all(view.state == "ended" for view in self.views.values()))
+        if outcome.complete:
+            books = outcome.ledgers
+            passing = [name for name, view in self.views.items() if view.passing]
+            outcome.findings = ledger.audit(books, edges, passing)
+            outcome.findings += [f"{n}: {b.held} rows are still held" for n, b in books.items() if b.held]
+            outcome.lost = ledger.lost(books, edges)
+        return outcome
+
+    def _hold(self) -> None:
+        self._state.mkdir(parents=True, exist_ok=True)
+        path = self._state / (f"{self._host}.lock" if self._host else "run.lock")
+        self._lock = path.open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            other = self._lock.read().strip()
+            self._lock.close()
+            self._lock = None
+            raise RunError(
+                f"{self._plan.topology.name} is running already (process {other}); its state is in {self._state}"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _flow(book: Ledger) -> int:
+    side = book.emitted or book.received
+    return sum(flow.messages for flow in side.values())
+
+
+def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
+    """A planned node as a worker is told it."""
+    above = {edge.name: _ancestors(edge.producer, plan) for edge in node.inputs}
+    inputs = [
+        InEdge(
+            producer=edge.producer,
+            port=edge.port,
+            carrier="local" if edge.carrier == "local" else "mqtt",
+            safe=edge.delivery == "safe",
+            queue=edge.queue,
+            overflow=edge.overflow,
+            marked=any(above[edge.name] & others for name, others in above.items() if name != edge.name),
+        )
+        for edge in node.inputs
+    ]
+    outputs = [
+        OutPort(
+            name=port,
+            local=any(e.port == port and e.carrier == "local" for e in node.consumers),
+            remote={
+                e.consumer: e.delivery == "fast" for e in node.consumers if e.port == port and e.carrier != "local"
+            },
+            publish=bus and (node.published(port) or not any(e.port == port for e in node.consumers)),
+        )
+        for port in node.outputs
+    ]
+    return NodeSpec(
+        name=node.name,
+        kind=node.kind,
+        config=node.written,
+        inputs=inputs,
+        outputs=outputs,
+        host=node.host,
+        broker=node.broker,
+    )
+
+
+def _ancestors(name: str, plan: Plan) -> set[str]:
+    found = {name}
+    for edge in plan.nodes[name].inputs:
+        found |= _ancestors(edge.producer, plan)
+    return found

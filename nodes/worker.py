@@ -1,0 +1,227 @@
+"""A worker process: the nodes of one process label, run together. Started by the supervisor: ``python -m nodes.worker``.
+
+It reads its :class:`~nodes.assignment.Assignment` as the first line of stdin, then commands; it writes reports to stdout, one
+JSON line each. When stdin ends (the supervisor is gone) it stops as if told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from broker.bus import Bus, Will
+from nodes import log
+from nodes.assignment import Assignment, Command, NodeSpec, Report
+from nodes.operator import Context, Operator, Sink, Source
+from nodes.runners import OperatorRuntime, SinkRuntime, SourceRuntime
+from nodes.runtime import Links, Runtime, state_payload
+from schemas import topics
+from schemas.errors import PenstockError, RunError
+
+_LEVELS = ("debug", "info", "warning", "error")
+_encode = msgspec.json.Encoder().encode
+
+
+class Reporter:
+    """Writes reports to the supervisor's pipe; never blocks the loop for long (the supervisor always reads)."""
+
+    def __init__(self, level: str) -> None:
+        self._out = os.dup(1)
+        os.dup2(2, 1)  # whatever a library prints to stdout goes to stderr, not between our reports
+        self._least = _LEVELS.index(level)
+
+    def __call__(self, report: Report) -> None:
+        """Send one report."""
+        data = _encode(report) + b"\n"
+        try:
+            while data:
+                data = data[os.write(self._out, data) :]
+        except BrokenPipeError:
+            return
+
+    def log(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        """Send a log event."""
+        if _LEVELS.index(level) >= self._least:
+            self(Report(log=(level, event, fields)))
+
+
+def build(
+    assignment: Assignment, spec: NodeSpec, local: Bus | None, nodes: Mapping[str, Runtime], report: Any
+) -> Runtime:
+    """One node, ready to be prepared.
+
+    :param nodes: where it will be found by name once it is built.
+    :raises PenstockError: its config or what it needs is not right after all.
+    """
+    kind = import_module(f"nodes.{spec.kind}")
+    base, state = Path(assignment.base), Path(assignment.state)
+    context = Context(
+        topology=assignment.topology,
+        node=spec.name,
+        base=base,
+        state=state / spec.name,
+        broker=spec.broker,
+        brokers={name: broker.url for name, broker in assignment.brokers.items()},
+    )
+    body = kind.build(kind.Config.model_validate(spec.config), context)
+    pauses = any(e.carrier != "local" and not e.safe and e.overflow == "block" for e in spec.inputs)
+    links = Links(
+        bus=_bus(assignment, spec, nodes, "", will=True) if spec.broker else None,
+        intake=_bus(assignment, spec, nodes, "-in", will=False) if pauses else None,
+        local=local,
+        report=report,
+    )
+    match body:
+        case Operator():
+            return OperatorRuntime(assignment.topology, spec, state, links, body)
+        case Source():
+            return SourceRuntime(assignment.topology, spec, state, links, body)
+        case Sink():
+            return SinkRuntime(assignment.topology, spec, state, links, body)
+        case _:
+            raise RunError(f"{spec.name}: kind {spec.kind} built a {type(body).__name__}")
+
+
+def _bus(assignment: Assignment, spec: NodeSpec, nodes: Mapping[str, Runtime], suffix: str, *, will: bool) -> Bus:
+    from broker.connect import connect
+
+    broker = assignment.brokers[spec.broker]
+    last = Will(topics.state(assignment.topology, spec.name), state_payload(spec.name, "offline", spec.host))
+
+    def changed(state: str, reason: str) -> None:
+        if state == "connected":
+            log.debug("connected", node=spec.name, reason=reason)
+            if (node := nodes.get(spec.name)) is not None:
+                node.reconnected()
+        else:
+            log.warning(state, node=spec.name, reason=reason)
+
+    return connect(
+        broker.url,
+        client_id=f"{assignment.topology}-{spec.name}{suffix}",
+        user=broker.user,
+        password=broker.password,
+        ca=broker.ca,
+        cert=broker.cert,
+        key=broker.key,
+        will=last if will else None,
+        on_state=changed,
+    )
+
+
+async def work(assignment: Assignment, report: Reporter) -> None:
+    """Run all nodes of the assignment; returns when all have left."""
+    local: Bus | None = None
+    if any(edge.carrier == "local" for spec in assignment.nodes for edge in spec.inputs):
+        from broker.local import Hub, LocalBus
+
+        local = LocalBus(Hub())
+        await local.open()
+    nodes: dict[str, Runtime] = {}
+    for spec in assignment.nodes:
+        with _blame(spec.name):
+            nodes[spec.name] = build(assignment, spec, local, nodes, report)
+    for name, node in reversed(nodes.items()):  # consumers first: nothing is sent before they listen
+        with _blame(name):
+            await node.prepare()
+    _settle_memory()
+    listener = asyncio.create_task(_commands(nodes))
+    running = [asyncio.create_task(_run(name, node), name=name) for name, node in nodes.items()]
+    try:
+        await asyncio.gather(*running)
+    finally:
+        for task in (listener, *running):
+            task.cancel()
+        await asyncio.gather(listener, *running, return_exceptions=True)
+    if local is not None:
+        await local.close()
+
+
+def _settle_memory() -> None:
+    """What starting up took and no longer needs goes back to the system; what stays is not scanned again."""
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+async def _run(name: str, node: Runtime) -> None:
+    with _blame(name):
+        await node.run()
+
+
+class _blame:  # noqa: N801 - reads as a statement
+    """Names the node in whatever fails inside."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not hasattr(error, "node"):
+            error.node = self._node  # type: ignore[attr-defined]  # read in main, where the error ends
+
+
+async def _commands(nodes: dict[str, Runtime]) -> None:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        command = msgspec.json.decode(line, type=Command)
+        for name in command.end:
+            nodes[name].end()
+        for name in command.stop:
+            nodes[name].stop()
+    for node in nodes.values():
+        node.stop()
+
+
+def main() -> NoReturn:
+    """Entry of the process. Its exit code is the error's, see :mod:`schemas.errors`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor tells us what to do
+    assignment = msgspec.json.decode(sys.stdin.buffer.readline(), type=Assignment)
+    report = Reporter(assignment.level)
+    log.send_to(report.log)
+    try:
+        _loop()(work(assignment, report))
+    except PenstockError as error:
+        report(Report(node=getattr(error, "node", ""), state="failed", detail=str(error), exit_code=error.exit_code))
+        _exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last resort: say it in one line, details at debug
+        import traceback
+
+        detail = f"{type(error).__name__}: {error}"
+        report(Report(node=getattr(error, "node", ""), state="failed", detail=detail, exit_code=1))
+        report.log("debug", "traceback", {"text": traceback.format_exc()})
+        _exit(1)
+    _exit(0)
+
+
+def _loop() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run
+    return uvloop.run
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stderr.flush()
+    os._exit(code)  # libraries' threads (a stuck camera, a model runtime) do not keep us
+
+
+if __name__ == "__main__":
+    main()

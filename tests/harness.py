@@ -1,0 +1,69 @@
+"""Runs topologies in tests as ``penstock run`` does, with a hand on the supervisor to break things."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from nodes.plan import prepare
+from nodes.supervisor import Outcome, Supervisor
+
+Meddle = Callable[[Supervisor], Coroutine[Any, Any, None]]
+"""What a test does to a run while it runs."""
+
+
+def run(
+    path: Path,
+    *,
+    state: Path | None = None,
+    host: str | None = None,
+    meddle: Meddle | None = None,
+    within: float = 50.0,
+) -> Outcome:
+    """Run the topology in ``path`` to its end.
+
+    :raises TimeoutError: it did not end ``within`` so many seconds.
+    """
+    folder = state or path.parent / "state"
+
+    async def go() -> Outcome:
+        supervisor = Supervisor(prepare(path, state=folder), state=folder, host=host)
+        meddling = asyncio.create_task(meddle(supervisor)) if meddle is not None else None
+        try:
+            async with asyncio.timeout(within):
+                outcome = await supervisor.run()
+        finally:
+            if meddling is not None:
+                meddling.cancel()
+                await asyncio.gather(meddling, return_exceptions=True)
+        return outcome
+
+    return asyncio.run(go())
+
+
+async def until(condition: Callable[[], bool], *, within: float = 20.0) -> None:
+    """Wait for a condition.
+
+    :raises TimeoutError: it did not come true in time.
+    """
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110 - what tests wait for has no event
+            await asyncio.sleep(0.01)
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    """What an SQLite file answers."""
+    db = sqlite3.connect(path)
+    try:
+        return db.execute(query).fetchall()
+    finally:
+        db.close()
+
+
+def passed(supervisor: Supervisor, node: str) -> int:
+    """Rows that a node is done with."""
+    book = supervisor.views[node].books
+    return book.passed if book is not None else 0
