@@ -56,7 +56,18 @@ class _Pipe:
         self.progressed = False
         self.exactly: set[int] = set()  # ids of QoS 2 deliveries
         self.reason = ""
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self.through: asyncio.Future[None] = loop.create_future()  # the thread that connects has done so, or failed
+        connect = client._client_connect
+
+        def connect_in_thread() -> None:
+            try:
+                connect()
+            finally:
+                loop.call_soon_threadsafe(self.through.set_result, None)
+
+        client._client_connect = connect_in_thread  # type: ignore[method-assign] # the only way to know
 
     @property
     def congested(self) -> bool:
@@ -189,7 +200,7 @@ class Legacy(Client):
         self._turning = False
         self._tls: ssl.SSLContext | None = None
         self._asking: set[asyncio.Task[None]] = set()
-        self._leftover: asyncio.Task[Any] | None = None
+        self._leftover: set[asyncio.Future[None]] = set()  # threads that connect for nothing
 
     @property
     def connected(self) -> bool:
@@ -234,29 +245,35 @@ class Legacy(Client):
         self._listen(pipe)
         entering = asyncio.ensure_future(client.__aenter__())
         try:
-            async with asyncio.timeout(max(0.05, left)):
-                await asyncio.shield(entering)
+            either: list[asyncio.Future[Any]] = [entering, pipe.lost]
+            done, _ = await asyncio.wait(either, timeout=max(0.05, left), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self._abandon(entering, pipe)
             raise
-        except TimeoutError:
+        if entering not in done:
+            why = pipe.reason or f"no answer within {left:.3g} s"
             self._abandon(entering, pipe)
-            raise ConnectError(f"{self.address}: no answer within {left:.3g} s") from None
+            raise ConnectError(f"{self.address}: {why}")
+        try:
+            entering.result()
         except aiomqtt.MqttError as error:
             pipe.lose(str(error))
             raise self._refusal(error) from error
         return pipe.lost
 
     def _abandon(self, entering: asyncio.Task[Any], pipe: _Pipe) -> None:
-        """The thread that connects cannot be stopped: wait for it on closing, and hang up when it is through."""
+        """Hang up as soon as the thread that connects is through: it cannot be stopped. Closing waits for it."""
 
-        def through(task: asyncio.Task[Any]) -> None:
-            if not task.cancelled():
-                task.exception()
+        def through(_: object) -> None:
+            self._leftover.discard(pipe.through)
+            entering.cancel()
             pipe.lose("abandoned")
 
-        entering.add_done_callback(through)
-        self._leftover = entering
+        if pipe.through.done():
+            through(None)
+        else:
+            self._leftover.add(pipe.through)
+            pipe.through.add_done_callback(through)
 
     def _refusal(self, error: aiomqtt.MqttError) -> ConnectError:
         if isinstance(error, aiomqtt.MqttCodeError) and error.rc is not None:
@@ -352,8 +369,9 @@ class Legacy(Client):
             self._pipe.paho.disconnect()
 
     async def _hang_up(self) -> None:
-        if self._leftover is not None:
-            await asyncio.wait([self._leftover], timeout=self.options.timeout)
+        if self._leftover:
+            await asyncio.wait(self._leftover, timeout=self.options.timeout)
+            await asyncio.sleep(0)  # their callbacks hang up
         pipe = self._last
         if pipe is not None:
             try:
@@ -399,6 +417,10 @@ class Legacy(Client):
 
     def _on_message(self, pipe: _Pipe, message: paho.MQTTMessage) -> None:
         if self._pipe is not pipe:
+            return
+        if message.retain and not self._inbox.wants_retained(message.topic):
+            if message.qos:
+                pipe.paho.ack(message.mid, message.qos)
             return
         if message.qos == 2:
             pipe.exactly.add(message.mid)

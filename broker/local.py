@@ -15,8 +15,9 @@ from typing import ClassVar
 
 from broker.bus import Bus, Delivery, Overflow, Publication, Receipt, Subscription
 from broker.local_hub import NUMBERS, Hub, Kept, Parcel, Queue, hub, repeated
+from broker.session_names import filter_fault, topic_fault
 from broker.session_options import Options
-from broker.session_outbox import TURN, Batch, topic_fault
+from broker.session_outbox import TURN, Batch
 from schemas.errors import BusError, ClosedError, DeniedError
 
 fault = lru_cache(maxsize=4096)(topic_fault)
@@ -219,7 +220,7 @@ class LocalBus(Bus):
         if kept is None or self._closed:
             raise ClosedError("the bus is closed" if self._closed else "the bus is not open")
         for each in filters:
-            if text := filter_fault(each):
+            if text := filter_fault(each, group):
                 raise DeniedError(each, 143, text)
         key = (tuple(filters), group)
         queue = kept.queues.get(key)
@@ -246,15 +247,3 @@ class LocalBus(Bus):
         if self._kept is not None:
             for key in [k for k, q in self._kept.queues.items() if q is queue]:
                 del self._kept.queues[key]
-
-
-def filter_fault(pattern: str) -> str:
-    """Why ``pattern`` is no topic filter (MQTT 5, 4.7.1), or ``""``."""
-    levels = pattern.split("/")
-    if not pattern or "\0" in pattern:
-        return "a filter is not empty and has no NUL"
-    if "#" in "".join(levels[:-1]) or ("#" in levels[-1] and levels[-1] != "#"):
-        return "# stands alone as the last level"
-    if any("+" in each and each != "+" for each in levels):
-        return "+ stands alone in its level"
-    return ""

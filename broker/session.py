@@ -153,31 +153,20 @@ class Session(Client):
             code = mqtt5.SubAckReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED.value
         elif not connack.wildcard_subscription_available and ("+" in found.topic or "#" in found.topic):
             code = mqtt5.SubAckReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED.value
-        elif not found.topic or "\0" in found.topic:
-            code = mqtt5.SubAckReasonCode.TOPIC_FILTER_INVALID.value
         if code:
             self._subscribed(found, code)
             return
         handling = mqtt5.RetainHandling.SEND_ALWAYS if found.retained else mqtt5.RetainHandling.SEND_NEVER
         packet_id = self._outbox.take_id()
-        try:
-            data = mqtt5.SubscribePacket(
-                packet_id,
-                [
-                    mqtt5.TopicFilter(
-                        found.pattern,
-                        max_qos=mqtt5.QoS(found.qos),
-                        retain_as_published=False,
-                        # a shared subscription gets no retained messages, and may not ask (MQTT 5, 3.8.3.1)
-                        retain_handling=handling,
-                    )
-                ],
-                subscription_id=found.identifier if connack.subscription_id_available else None,
-            ).write()
-        except ValueError:
-            self._outbox.free_id(packet_id)
-            self._subscribed(found, mqtt5.SubAckReasonCode.TOPIC_FILTER_INVALID.value)
-            return
+        data = mqtt5.SubscribePacket(
+            packet_id,
+            [
+                mqtt5.TopicFilter(
+                    found.pattern, max_qos=mqtt5.QoS(found.qos), retain_as_published=False, retain_handling=handling
+                )
+            ],
+            subscription_id=found.identifier if connack.subscription_id_available else None,
+        ).write()
         self._asked[packet_id] = found
         link.write(data)
 

@@ -12,6 +12,7 @@ import mqtt5
 from broker.bus import Bus, Overflow, Publication, Receipt
 from broker.session_dial import SilentError, words
 from broker.session_inbox import Filter, Inbox, SessionSubscription
+from broker.session_names import filter_fault
 from broker.session_options import Address, Options, parse
 from broker.session_outbox import TURN, Batch, Outbox
 from schemas.errors import BusError, ClosedError, ConnectError, DeniedError
@@ -140,7 +141,7 @@ class Client(Bus):
                 since = loop.time()
                 if not first.done():
                     first.set_result(None)
-                await lost
+                await asyncio.wait([lost])  # not awaited itself: our cancellation is not its
                 self._detach()
                 if self._closed:
                     break
@@ -223,6 +224,9 @@ class Client(Bus):
     ) -> SessionSubscription:
         if self._closed:
             raise ClosedError("the bus is closed")
+        for topic in filters:
+            if text := filter_fault(topic, group):
+                raise DeniedError(topic, mqtt5.SubAckReasonCode.TOPIC_FILTER_INVALID.value, text)
         subscription = SessionSubscription(self._inbox, self._unsubscribe, capacity, overflow)
         found = [self._inbox.add(subscription, topic, group, qos, retained) for topic in filters]
         try:
@@ -238,7 +242,8 @@ class Client(Bus):
         except BaseException:
             subscription.end()
             for unused in self._inbox.remove(subscription):
-                if not unused.answer.done() or unused.answer.cancelled() or unused.answer.exception() is None:
+                answer = unused.answer
+                if not answer.done() or (answer.exception() is None and answer.result() < 128):
                     self._forget(unused.pattern)
             raise
         return subscription

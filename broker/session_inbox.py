@@ -190,7 +190,7 @@ class Inbox:
         self._order: deque[Inbound] = deque()
         self._exactly: dict[int, Inbound] = {}  # QoS 2: handed over, PUBREL has not come
         self._orphans: list[tuple[str, mqtt5.PublishPacket, Inbound]] = []
-        self.blocking: set[SessionSubscription] = set()  # full, and may not drop: nothing is read
+        self.blocking: set[object] = set()  # full, and may not drop: nothing is read
         self._touched: set[SessionSubscription] = set()
 
     # life of a connection
@@ -203,6 +203,7 @@ class Inbox:
         self._aliases.clear()
         self._order.clear()
         self._orphans.clear()
+        self.blocking.discard(self)
         if not resumed:
             self._exactly.clear()
             return
@@ -216,6 +217,7 @@ class Inbox:
         self._link = None
         self._order.clear()
         self._orphans.clear()
+        self.blocking.discard(self)
 
     @property
     def subscriptions(self) -> set[SessionSubscription]:
@@ -276,6 +278,10 @@ class Inbox:
             self.settle()
         return count
 
+    def wants_retained(self, topic: str) -> bool:
+        """Whether a filter that matches asked for retained messages, for brokers that cannot be told."""
+        return any(f.retained for f in self.filters.values() if matches(f.topic, topic)) or not self.filters
+
     # packets
 
     def publish(self, packet: mqtt5.PublishPacket) -> None:
@@ -316,11 +322,10 @@ class Inbox:
         inbound = Inbound(packet_id, qos)
         if qos == 2:
             self._exactly[packet_id] = inbound
-        if len(self._order) >= self._receive_maximum:
-            raise MalformedError(
-                "more messages in flight than we take", mqtt5.DisconnectReasonCode.RECEIVE_MAX_EXCEEDED
-            )
         self._order.append(inbound)
+        if len(self._order) > self._receive_maximum:
+            # mosquitto 2.0.11 sends twice as many as it may; what it cannot do is make us read them
+            self.blocking.add(self)
         if targets:
             self._hand(targets, topic, packet, inbound)
         else:
@@ -374,9 +379,12 @@ class Inbox:
 
     def unblock(self, subscription: SessionSubscription) -> None:
         if subscription in self.blocking and (subscription.closed or not subscription.full):
-            self.blocking.discard(subscription)
-            if not self.blocking and self._link is not None:
-                self._on_free()
+            self._free(subscription)
+
+    def _free(self, blocker: object) -> None:
+        self.blocking.discard(blocker)
+        if not self.blocking and self._link is not None:
+            self._on_free()
 
     def settle(self) -> None:
         """Acknowledge, oldest first, what is done; stop at the first that is not."""
@@ -388,6 +396,8 @@ class Inbox:
             acks.append(kind + inbound.packet_id.to_bytes(2, "big"))
         if acks and link is not None:
             link.write(acks[0] if len(acks) == 1 else b"".join(acks))
+        if self in self.blocking and len(order) <= self._receive_maximum:
+            self._free(self)
 
     # routing
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import mqtt5
 
 from broker.bus import Publication, Receipt
+from broker.session_names import topic_fault
 from schemas.errors import BusError, ClosedError, DeniedError, PublishFailedError
 
 LARGEST = 268_435_455 + 5
@@ -43,21 +44,6 @@ class Batch:
     def fail(self, index: int, error: BusError) -> None:
         self.failures.append((index, error))
         self.done()
-
-
-def topic_fault(topic: str) -> str:
-    """Why ``topic`` cannot be published to (MQTT 5, 4.7), or ``""``."""
-    if not topic:
-        return "a topic name is not empty"
-    if "+" in topic or "#" in topic:
-        return "a topic name has no wildcards"
-    if "\0" in topic:
-        return "a topic name has no NUL"
-    try:
-        size = len(topic.encode())
-    except UnicodeEncodeError:
-        return "a topic name is valid Unicode"
-    return "a topic name has at most 65535 bytes" if size > 65535 else ""
 
 
 class Gate(Protocol):

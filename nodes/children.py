@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from nodes import log
 
@@ -16,7 +17,7 @@ _BACKOFF = (0.1, 10.0)
 """Seconds before the first restart, and at most."""
 _STEADY = 10.0
 """Seconds after which a child counts as running well, and the backoff begins anew."""
-_LONGEST_LINE = 64 * 1024 * 1024
+LONGEST_LINE = 64 * 1024 * 1024
 
 
 def environment() -> dict[str, str]:
@@ -67,7 +68,7 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=environment(),
-            limit=_LONGEST_LINE,
+            limit=LONGEST_LINE,
             process_group=0,
         )
 
@@ -82,7 +83,7 @@ class Child:
         process = self._process
         if process is None or process.stdout is None or process.stderr is None:
             raise RuntimeError(f"{self.name} was not started")
-        await asyncio.gather(self._read(process.stdout), self._read_errors(process.stderr))
+        await asyncio.gather(lines(process.stdout, self._on_line), errors(process.stderr, self.name))
         self.code = await process.wait()
         return self.code
 
@@ -112,19 +113,36 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
-    async def _read(self, stream: asyncio.StreamReader) -> None:
-        while line := await stream.readline():
-            self._on_line(line.rstrip(b"\n"))
 
-    async def _read_errors(self, stream: asyncio.StreamReader) -> None:
-        while line := await stream.readline():
-            text = line.decode(errors="replace").rstrip()
-            if text:
-                log.debug("stderr", process=self.name, text=text[:500])
+async def lines(stream: asyncio.StreamReader, on_line: Callable[[bytes], None]) -> None:
+    """Hand on each line until the stream ends."""
+    while line := await stream.readline():
+        on_line(line.rstrip(b"\n"))
+
+
+async def errors(stream: asyncio.StreamReader, name: str) -> None:
+    """Log what a process writes to stderr: libraries' chatter, which is seldom of use."""
+    while line := await stream.readline():
+        text = line.decode(errors="replace").rstrip()
+        if text:
+            log.debug("stderr", process=name, text=text[:500])
+
+
+class Keepable(Protocol):
+    """What :func:`keep` keeps running."""
+
+    name: str
+    restarts: int
+
+    async def start(self) -> None:
+        """Start it."""
+
+    async def wait(self) -> int:
+        """Its exit code, when it has ended."""
 
 
 async def keep(
-    child: Child, prepare: Callable[[], None], done: Callable[[int], bool], *, started: bool = False
+    child: Keepable, prepare: Callable[[], None], done: Callable[[int], bool], *, started: bool = False
 ) -> None:
     """Run a child, and again when it fails, with backoff.
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+LEVELS = ("debug", "info", "warning", "error")
 Sink = Callable[[str, str, dict[str, Any]], None]
 """Takes level (``debug``, ``info``, ``warning``, ``error``), event name and fields."""
 
@@ -48,14 +49,18 @@ def error(event: str, **fields: Any) -> None:
     _sink("error", event, fields)
 
 
-def structured() -> Sink:
+def structured(least: str = "info") -> Sink:
     """A sink that renders by structlog on stderr: for people in a terminal, JSON lines otherwise.
 
+    :param least: events below this level are left out.
     structlog is imported at the first event: a run that has nothing to say does not wait for it.
     """
     loggers: list[Any] = []
+    bar = LEVELS.index(least)
 
     def sink(level: str, event: str, fields: dict[str, Any]) -> None:
+        if LEVELS.index(level) < bar:
+            return
         if not loggers:
             loggers.append(_logger())
         getattr(loggers[0], level)(event, **fields)

@@ -42,7 +42,9 @@ class Context:
     :param node: name of the node.
     :param base: folder of the topology file; relative paths in a config start here (:meth:`path`).
     :param state: folder that this node may keep files in.
+    :param broker: the host's own broker, by name (or a URL, in tests).
     :param brokers: name → url of the topology's brokers, as resolved for this run.
+    :param credentials: name → what :func:`broker.connect.connect` takes of it: user, password, ca, cert, key.
     :param inputs: the node's in-edges, ``<node>.<port>``, in the order of ``from``.
     """
 
@@ -53,18 +55,25 @@ class Context:
     broker: str = ""
     brokers: dict[str, str] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    credentials: dict[str, dict[str, str | None]] = field(default_factory=dict, repr=False)
 
     def path(self, text: str) -> Path:
         """A path of the config, taken from the topology file's folder unless absolute; ``~`` is expanded."""
         return self.base / Path(text).expanduser()
 
-    def bus(self, url: str, name: str, **options: Any) -> Bus:
-        """A client of its own at ``url`` (the ``mqtt`` source and sink); not opened yet. ``name`` ends the client id;
-        ``options`` are those of :func:`broker.connect.connect`.
+    def bus(self, broker: str | None, name: str, **options: Any) -> Bus:
+        """A client of its own (the ``mqtt`` source and sink); not opened yet.
+
+        :param broker: a broker of the topology, with its credentials, or a URL; None: the host's own.
+        :param name: ends the client id.
+        :param options: further ones of :func:`broker.connect.connect`.
         """
         from broker.connect import connect
 
-        return connect(url, client_id=f"{self.topology}-{self.node}-{name}", **options)
+        at = self.broker if broker is None else broker
+        known: dict[str, Any] = {key: value for key, value in self.credentials.get(at, {}).items() if value is not None}
+        client = f"{self.topology}-{self.node}-{name}"
+        return connect(self.brokers.get(at, at), client_id=client, **known, **options)
 
 
 class Emit:

@@ -7,23 +7,24 @@ decides how each edge is carried. The runtime and the supervisor run the plan; `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
 from nodes import kinds
 from nodes.operator import Context, Flow
 from nodes.options import Options
+from nodes.planned import Carrier, Plan, PlannedEdge, PlannedNode
 from nodes.variants import VariantConfig
 from schemas import topics
 from schemas.errors import ConfigError, Problem, did_you_mean
 from schemas.problems import problems_of
-from schemas.topology import Broker, Delivery, Edge, Node, Overflow, Topology, read
+from schemas.topology import Delivery, Edge, Node, Topology, read
 
-Carrier: TypeAlias = Literal["local", "mqtt", "relay"]
+__all__ = ["Plan", "PlannedEdge", "PlannedNode", "plan", "prepare"]
+
 Resolver: TypeAlias = Callable[[str], ModuleType]
 
 FAST_TYPES = frozenset({"frame/1", "tensors/1"})
@@ -32,93 +33,6 @@ QUEUE: dict[Delivery, int] = {"safe": 1024, "fast": 8}
 """Messages that may wait at the consumer where the user does not say."""
 TYPES = frozenset({"readings/1", "frame/1", "tensors/1", "predictions/1", "aggregate/1", "event/1", "update/1"})
 """Body types that nodes send each other."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedEdge:
-    """One edge, decided.
-
-    :param name: ``<producer>.<port>``.
-    :param type: body type that travels on it.
-    :param queue: messages that may wait at the consumer.
-    :param overflow: what a full queue does; always ``block`` on a safe edge.
-    :param carrier: ``local``: both ends in one process; ``mqtt``: by the broker that both hosts use; ``relay``: the two
-        hosts use different brokers.
-    :param topic: ``<topology>/<producer>/<port>``; messages are on ``<topic>/<source>``.
-    """
-
-    name: str
-    producer: str
-    port: str
-    consumer: str
-    type: str
-    delivery: Delivery
-    queue: int
-    overflow: Overflow
-    carrier: Carrier
-    topic: str
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedNode:
-    """One node, decided.
-
-    :param config: the kind's own options, checked.
-    :param written: the same as the user wrote them: plain values, fit for JSON; a worker makes ``config`` of them again.
-    :param outputs: what it emits, by port.
-    :param inputs: edges that it reads, in the order of its ``from``.
-    :param consumers: edges that read it.
-    :param broker: name of its host's broker.
-    :param process: label of its process on its host; its own name unless the user groups nodes.
-    """
-
-    name: str
-    kind: str
-    config: Options
-    written: dict[str, Any]
-    context: Context
-    inputs: list[PlannedEdge]
-    outputs: dict[str, Flow]
-    consumers: list[PlannedEdge]
-    host: str
-    broker: str
-    process: str
-    replicas: int
-    publish: Literal["auto", "always"]
-
-    def published(self, port: str) -> bool:
-        """Whether what leaves by ``port`` goes to the broker (also)."""
-        return self.publish == "always" or any(e.port == port and e.carrier != "local" for e in self.consumers)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A topology that can run.
-
-    :param nodes: in topological order: every node after those that it reads.
-    """
-
-    topology: Topology
-    nodes: dict[str, PlannedNode]
-    edges: list[PlannedEdge] = field(default_factory=list)
-
-    def processes(self, host: str | None = None) -> dict[tuple[str, str], list[PlannedNode]]:
-        """Nodes by (host, process label), those of one host or of all."""
-        out: dict[tuple[str, str], list[PlannedNode]] = {}
-        for node in self.nodes.values():
-            if host is None or node.host == host:
-                out.setdefault((node.host, node.process), []).append(node)
-        return out
-
-    def brokers(self, host: str | None = None) -> dict[str, Broker]:
-        """Brokers that are needed: those of one host's nodes or of all, and those that the host starts for others."""
-        used = {node.broker for node in self.nodes.values() if host is None or node.host == host}
-        used |= {name for name, b in self.topology.brokers.items() if b.run is not None and b.on == host}
-        for edge in self.edges:
-            ends = (self.nodes[edge.producer], self.nodes[edge.consumer])
-            if edge.carrier == "relay" and any(host in {None, node.host} for node in ends):
-                used |= {node.broker for node in ends}
-        return {name: broker for name, broker in self.topology.brokers.items() if name in used}
 
 
 def prepare(

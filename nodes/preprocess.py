@@ -161,7 +161,9 @@ class Config(Options):
                 flows = entry.options.emits([flow], context)
                 flow = flows.pop("out")
                 for port, made in flows.items():
-                    leaving[port] = made if port not in leaving else self._both(port, leaving[port], made)
+                    if port in leaving:
+                        raise ConfigError(f"port {port!r} is an earlier step's already")
+                    leaving[port] = made
         return {"out": flow, **leaving}
 
     @staticmethod

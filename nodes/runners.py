@@ -32,6 +32,7 @@ class OperatorRuntime(Runtime):
         self.operator = operator
         self._thread: ThreadPoolExecutor | None = None
         self._marked = False
+        self._told: set[str] = set()
 
     async def open(self) -> None:
         self.operator.open()
@@ -65,8 +66,11 @@ class OperatorRuntime(Runtime):
             items = await self.inputs.take(operator.max_batch, operator.linger, deadline)
             for edge, run in groupby(items, key=lambda item: item.edge.name):
                 await self._process(edge, list(run))
+            await self._tell_ends()
             if wake is not None and (now := time.time_ns()) >= wake:
-                await self._tick(now)
+                emit, held = Emit(), operator.held()
+                operator.tick(now, emit)
+                await self._answer(emit, held)
         if not self.journal.get("ended"):
             emit, held = Emit(), operator.held()
             operator.finish(emit)
@@ -117,9 +121,17 @@ class OperatorRuntime(Runtime):
                 whole.drop(reason, rows)
         return whole
 
-    async def _tick(self, now: int) -> None:
-        emit, held = Emit(), self.operator.held()
-        self.operator.tick(now, emit)
+    async def _tell_ends(self) -> None:
+        """Tell the operator of streams that ended while others go on."""
+        for edge in self.inputs.edges.values():
+            if edge.ended and edge.name not in self._told and not self.inputs.ended:
+                self._told.add(edge.name)
+                emit, held = Emit(), self.operator.held()
+                self.operator.ended(edge.name, emit)
+                await self._answer(emit, held)
+
+    async def _answer(self, emit: Emit, held: int) -> None:
+        """Deliver what an operator says without having been given messages."""
         if emit.sent or emit.dropped or emit.filtered or emit.absorbed:
             step = Step()
             self._book(step, 0, emit, held)
@@ -142,7 +154,7 @@ class OperatorRuntime(Runtime):
 
 def _mark(message: Message, edge: str) -> Message:
     """The same message with the edge in its identity: two inputs may both bring one origin's identities."""
-    ident = f"{message.id}@{edge.partition('.')[0]}"
+    ident = f"{message.id}@{edge.removesuffix('.out')}"
     return Message(ident, message.source, message.time, message.body, message.trace, message.born)
 
 
@@ -241,6 +253,8 @@ class SinkRuntime(Runtime):
     async def _write(self, items: list[Item]) -> bool:
         step, began = Step(), time.time_ns()
         messages = self._admit(items, step)
+        if any(edge.spec.marked for edge in self.inputs.edges.values()):
+            messages = self._marked(items, messages)
         if messages:
             rejected: Sequence[tuple[int, str]] = ()
             try:
@@ -255,6 +269,10 @@ class SinkRuntime(Runtime):
             self._measure(items, began, time.time_ns())
         await self._deliver(step, Emit())
         return True
+
+    def _marked(self, items: Sequence[Item], messages: Sequence[Message]) -> list[Message]:
+        edges = {id(item.message): item.edge for item in items}
+        return [_mark(m, edge.name) if (edge := edges[id(m)]).spec.marked else m for m in messages]
 
     async def _patiently(self, act: Any) -> bool:
         """Do it until the far end lets us; False when we were stopped meanwhile (nothing is acknowledged then)."""

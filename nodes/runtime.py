@@ -204,7 +204,8 @@ class Runtime(ABC):
         """Take no new input; leave when everything taken is done, keeping the state."""
         self._stopping.set()
         self._ending.set()
-        self.inputs.wake()
+        if self._ready:
+            self.inputs.wake()
 
     def end(self) -> None:
         """For a source: as if the data had ended here."""

@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ import msgspec
 from nodes import ledger, log
 from nodes.assignment import Assignment, Broker, Command, InEdge, NodeSpec, OutPort, Report
 from nodes.brokers import Brokers, relays
-from nodes.children import Child, describe, keep
+from nodes.children import describe, keep
+from nodes.forks import Fork, Nursery
 from nodes.journal import Journal
 from nodes.plan import Plan, PlannedNode
 from schemas.errors import BusError, ConfigError, PenstockError, RunError, UnableError
@@ -39,6 +41,7 @@ class NodeView:
     """What is known of one node while it runs; the live table shows it.
 
     :param rate: messages per second that left it (for a sink: came in), over the last second or so.
+    :param ready_at: when it was last ready (``time.monotonic``); ``left_at``: when it had left.
     """
 
     name: str
@@ -54,6 +57,8 @@ class NodeView:
     passing: bool = False
     books: Ledger | None = None
     seen_at: float = 0.0
+    ready_at: float = 0.0
+    left_at: float = 0.0
 
     @property
     def gone(self) -> bool:
@@ -117,12 +122,14 @@ class Supervisor:
         }
         if not self.views:
             raise ConfigError(f"there is no node to run{f' on host {host!r}' if host else ''}")
-        self._children: dict[tuple[str, str], Child] = {}
+        self._children: dict[tuple[str, str], Fork] = {}
         self._changed = asyncio.Event()
         self._stopping = False
         self._failure: PenstockError | None = None
         self._false_starts: dict[tuple[str, str], int] = {}
         self._lock: IO[str] | None = None
+        kinds = Counter(kind for nodes in self._processes.values() for kind in {node.kind for node in nodes})
+        self._nursery = Nursery([f"nodes.{kind}" for kind, processes in kinds.items() if processes > 1])
         self.brokers = Brokers(plan, state, host)
         self.on_report: Callable[[Report], None] = lambda report: None
 
@@ -139,7 +146,8 @@ class Supervisor:
         tasks: set[asyncio.Task[None]] = set()
         try:
             for key in self._processes:
-                self._children[key] = Child("/".join(key), [None, "-m", "nodes.worker"], self._line)
+                self._children[key] = Fork("/".join(key), self._nursery, self._line)
+            self._nursery.start()
             started = [asyncio.create_task(child.start()) for child in self._children.values()]
             await self.brokers.start()
             await asyncio.gather(*started)
@@ -156,6 +164,7 @@ class Supervisor:
             if timer is not None:
                 timer.cancel()
             await asyncio.gather(*(child.reap() for child in self._children.values()))
+            await self._nursery.stop()
             await self.brokers.stop()
             self._release()
         if self._failure is not None:
@@ -267,6 +276,10 @@ class Supervisor:
         view.pid = report.pid or view.pid
         if report.state:
             view.state = report.state
+            if report.state == "ready":
+                view.ready_at = time.monotonic()
+            elif view.gone:
+                view.left_at = time.monotonic()
         if report.ledger is None:
             return
         book, now = msgspec.convert(report.ledger, Ledger), time.monotonic()
@@ -346,7 +359,8 @@ def _flow(book: Ledger) -> int:
 
 def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
     """A planned node as a worker is told it."""
-    above = {edge.name: _ancestors(edge.producer, plan) for edge in node.inputs}
+    known: dict[str, frozenset[str]] = {}
+    above = {edge.name: _origins(edge.producer, plan, known) for edge in node.inputs}
     inputs = [
         InEdge(
             producer=edge.producer,
@@ -381,8 +395,15 @@ def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
     )
 
 
-def _ancestors(name: str, plan: Plan) -> set[str]:
-    found = {name}
-    for edge in plan.nodes[name].inputs:
-        found |= _ancestors(edge.producer, plan)
-    return found
+_NEW_IDENTITIES = frozenset({"ingest", "aggregate", "join"})
+"""Kinds whose messages have identities of their own; all others keep those of what they answer."""
+
+
+def _origins(name: str, plan: Plan, known: dict[str, frozenset[str]]) -> frozenset[str]:
+    """The nodes that made the identities which ``name`` sends."""
+    if name not in known:
+        node = plan.nodes[name]
+        own = node.kind in _NEW_IDENTITIES or not node.inputs
+        below = (_origins(edge.producer, plan, known) for edge in node.inputs)
+        known[name] = frozenset({name}) if own else frozenset().union(*below)
+    return known[name]

@@ -29,7 +29,6 @@ from nodes.runtime import Links, Runtime, state_payload
 from schemas import topics
 from schemas.errors import PenstockError, RunError
 
-_LEVELS = ("debug", "info", "warning", "error")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -39,7 +38,7 @@ class Reporter:
     def __init__(self, level: str) -> None:
         self._out = os.dup(1)
         os.dup2(2, 1)  # whatever a library prints to stdout goes to stderr, not between our reports
-        self._least = _LEVELS.index(level)
+        self._least = log.LEVELS.index(level)
 
     def __call__(self, report: Report) -> None:
         """Send one report."""
@@ -52,7 +51,7 @@ class Reporter:
 
     def log(self, level: str, event: str, fields: dict[str, Any]) -> None:
         """Send a log event."""
-        if _LEVELS.index(level) >= self._least:
+        if log.LEVELS.index(level) >= self._least:
             self(Report(log=(level, event, fields)))
 
 
@@ -73,6 +72,11 @@ def build(
         state=state / spec.name,
         broker=spec.broker,
         brokers={name: broker.url for name, broker in assignment.brokers.items()},
+        inputs=tuple(edge.name for edge in spec.inputs),
+        credentials={
+            name: {key: getattr(broker, key) for key in ("user", "password", "ca", "cert", "key")}
+            for name, broker in assignment.brokers.items()
+        },
     )
     body = kind.build(kind.Config.model_validate(spec.config), context)
     pauses = any(e.carrier != "local" and not e.safe and e.overflow == "block" for e in spec.inputs)
@@ -124,7 +128,8 @@ async def work(assignment: Assignment, report: Reporter) -> None:
     """Run all nodes of the assignment; returns when all have left."""
     local: Bus | None = None
     if any(edge.carrier == "local" for spec in assignment.nodes for edge in spec.inputs):
-        from broker.local import Hub, LocalBus
+        from broker.local import LocalBus
+        from broker.local_hub import Hub
 
         local = LocalBus(Hub())
         await local.open()
@@ -132,11 +137,16 @@ async def work(assignment: Assignment, report: Reporter) -> None:
     for spec in assignment.nodes:
         with _blame(spec.name):
             nodes[spec.name] = build(assignment, spec, local, nodes, report)
-    for name, node in reversed(nodes.items()):  # consumers first: nothing is sent before they listen
-        with _blame(name):
-            await node.prepare()
+    preparing = asyncio.create_task(_prepare(nodes))
+    listener = asyncio.create_task(_commands(nodes, preparing))
+    try:
+        await preparing
+    except asyncio.CancelledError:  # told to stop before we began
+        for name in nodes:
+            report(Report(node=name, state="stopped"))
+        listener.cancel()
+        return
     _settle_memory()
-    listener = asyncio.create_task(_commands(nodes))
     running = [asyncio.create_task(_run(name, node), name=name) for name, node in nodes.items()]
     try:
         await asyncio.gather(*running)
@@ -175,18 +185,28 @@ class _blame:  # noqa: N801 - reads as a statement
             error.node = self._node  # type: ignore[attr-defined]  # read in main, where the error ends
 
 
-async def _commands(nodes: dict[str, Runtime]) -> None:
+async def _prepare(nodes: dict[str, Runtime]) -> None:
+    for name, node in reversed(nodes.items()):  # consumers first: nothing is sent before they listen
+        with _blame(name):
+            await node.prepare()
+
+
+async def _commands(nodes: dict[str, Runtime], preparing: asyncio.Task[None]) -> None:
+    """Take the supervisor's commands; the end of stdin stops all."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while line := await reader.readline():
-        command = msgspec.json.decode(line, type=Command)
+    while True:
+        line = await reader.readline()
+        command = msgspec.json.decode(line, type=Command) if line else Command(stop=list(nodes))
         for name in command.end:
             nodes[name].end()
         for name in command.stop:
             nodes[name].stop()
-    for node in nodes.values():
-        node.stop()
+        if command.stop:
+            preparing.cancel()
+        if not line:
+            return
 
 
 def main() -> NoReturn:

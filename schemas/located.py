@@ -16,10 +16,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml import events as ev
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 262_144
 """Longest file that is looked at."""
 MAX_DEPTH = 48
-MAX_VALUES = 100_000
+MAX_VALUES = 20_000
 """Most values in a file, aliases counted with all that they name."""
 
 Key: TypeAlias = str | int

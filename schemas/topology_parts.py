@@ -155,11 +155,8 @@ class EdgeOptions(Part):
         default=None,
         description="safe: acknowledged after the effect; fast: once. Default: fast for frames and tensors",
     )
-    queue: int | None = Field(
-        default=None,
-        description="messages that may wait at the consumer; default 1024 if safe, 8 if fast",
-        ge=1,
-        le=1_000_000,
+    queue: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | None = Field(
+        default=None, description="messages that may wait at the consumer; default 1024 if safe, 8 if fast"
     )
     overflow: Overflow | None = Field(
         default=None, description="what a full queue of a fast edge does; default block: the producer waits"
@@ -188,7 +185,7 @@ class NodeSettings(Part):
     process: str | None = Field(
         default=None, description="nodes of one host with the same label share one process; by default each has its own"
     )
-    replicas: int = Field(default=1, description="copies that share the work", ge=1, le=64)
+    replicas: int = Field(default=1, description="copies that share the work", ge=1, le=64, strict=True)
     publish: Literal["auto", "always"] = Field(
         default="auto", description="always: also on the bus when all consumers are in the same process"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -285,3 +286,22 @@ def test_a_dotted_name(tmp_path: Path) -> None:
 def test_either_path_or_call(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         config(**options)
+
+
+def test_the_page_works(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "custom.md").read_text()
+    function, operator = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_node.py").write_text(function)
+    made = config(path="my_node.py", function="clean", options={"limit": 80})
+    made.check(context(tmp_path))
+    op = build(made, context(tmp_path))
+    body = Readings(n=2, columns={"temp": np.array([70.0, 90.0])})
+    [message] = run(op, Message("a", "b", 1, body)).messages()
+    assert message.rows == 1
+    (tmp_path / "my_node.py").write_text(operator)
+    made = config(path="my_node.py", function="Missing", options={"most": 2}, emits="event/1")
+    made.check(context(tmp_path))
+    op = build(made, context(tmp_path))
+    emit = run(op, *(Message(str(t), "b", t * 10**9, body) for t in (1, 2, 5)))
+    assert [m.id for m in emit.messages()] == ["5"]
+    op.restore(op.snapshot())

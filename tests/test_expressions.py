@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from schemas.errors import ConfigError
 from schemas.expressions import (
@@ -349,6 +349,9 @@ def test_constants() -> None:
         with pytest.raises(ConfigError, match=part):
             constant(wrong)
     with pytest.raises(ConfigError):
+        constant(10**5000)
+    assert constant(-(2**63) - 1) == -(2.0**63)
+    with pytest.raises(ConfigError):
         constant([1])
     with pytest.raises(ConfigError):
         constant(NAN)
@@ -359,6 +362,16 @@ class _Model(BaseModel):
     c: ConditionText = Expression("true")
     f: CallText = Call("count", (), "count()", 0, ())
     n: Number = 0.0
+
+
+class _Bounded(BaseModel):
+    n: Number = Field(gt=0)
+
+
+def test_numbers_can_be_bounded() -> None:
+    assert _Bounded.model_validate({"n": "1/4"}).n == 0.25
+    with pytest.raises(ValidationError, match="greater than 0"):
+        _Bounded.model_validate({"n": "1 - 1"})
 
 
 class _Required(BaseModel):

@@ -99,24 +99,7 @@ def replaced(value: Any, path: tuple[Any, ...], by: Any) -> Any:
 
 
 PLACES = list(places(GOOD))
-ODD: list[Any] = [
-    None,
-    True,
-    0,
-    -1,
-    10**30,
-    1.5,
-    "",
-    "x",
-    "a.b",
-    "é\u2028",
-    [],
-    [[]],
-    {},
-    {"x": {}},
-    {"": ""},
-    ["line", "line"],
-]
+ODD: list[Any] = [None, True, -(2**63), 2**64 - 1, 1e300, "x", "a.b", [[]], {"x": {}}]
 
 
 def test_the_good_one_is_good(folder: Path) -> None:
@@ -158,7 +141,7 @@ plain = st.recursive(
 
 
 @settings(
-    deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, derandomize=True, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.sampled_from(PLACES), plain)
 def test_any_value_in_any_place(folder: Path, path: tuple[Any, ...], value: Any) -> None:
@@ -169,7 +152,7 @@ def test_mutated_text(folder: Path) -> None:
     draw = random.Random(11)
     text = json.dumps(GOOD, indent=1).encode()
     wrong = 0
-    for _ in range(150):
+    for _ in range(100):
         data = bytearray(text)
         for _ in range(draw.randint(1, 3)):
             at = draw.randrange(len(data))
@@ -177,4 +160,4 @@ def test_mutated_text(folder: Path) -> None:
                 draw.choice(b"{}[]:,\n\t&*'\"\xffab10.-") for _ in range(draw.randint(0, 3))
             )
         wrong += planned(folder, bytes(data)) != ""
-    assert wrong > 75
+    assert wrong > 50

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import msgspec
 import numpy as np
 import pytest
 
@@ -54,7 +55,8 @@ def make(base: Path, **options: Any) -> Source:
 
 
 async def _take(source: Source, position: Any, limit: int | None, pause: float) -> tuple[str, list[Chunk]]:
-    stream = await source.open(position)
+    kept = msgspec.msgpack.decode(msgspec.msgpack.encode(position))  # as the runtime keeps it
+    stream = await source.open(kept)
     out: list[Chunk] = []
     chunks = source.chunks()
     try:
@@ -130,6 +132,21 @@ def test_a_file_is_played_at_its_own_speed(film: Path) -> None:
     began = time.monotonic()
     take(make(film.parent, path=film.name), limit=11)
     assert 0.45 < time.monotonic() - began < 2
+
+
+def test_closing_in_the_middle_of_a_read_does_no_harm(film: Path) -> None:
+    async def run() -> None:
+        for pause in range(20):
+            source = make(film.parent, path=film.name, fps="max", loop=True, width=640, height=480)
+            await source.open(None)
+            chunks = source.chunks()
+            reading = asyncio.ensure_future(anext(chunks))
+            await asyncio.sleep(pause / 4000)
+            reading.cancel()
+            await asyncio.wait({reading})
+            await source.close()
+
+    asyncio.run(run())
 
 
 def test_scaled_and_grey(film: Path) -> None:

@@ -109,9 +109,9 @@ def test_split_by_ports() -> None:
     node = operator({"split": {"hot": "t > 80", "warm": "t > 50"}}, {"derive": {"cold": "true"}})
     sent, emit = books(node, [reading(1, {"t": [90, 60, 1, None]}), reading(2, {"t": [99]}), reading(3, {"t": [1]})])
     assert [(port, m.id, m.rows) for port, m in sent] == [
-        ("hot", "ingest:a:1", 1),
-        ("warm", "ingest:a:1", 1),
-        ("hot", "ingest:a:2", 1),
+        ("hot", "ingest:a:1/hot", 1),
+        ("warm", "ingest:a:1/warm", 1),
+        ("hot", "ingest:a:2/hot", 1),
         ("out", "ingest:a:1", 2),
         ("out", "ingest:a:3", 1),
     ]
@@ -122,7 +122,8 @@ def test_split_by_ports() -> None:
 def test_split_keeps_predictions_whole() -> None:
     node = operator({"split": {"bad": "label == 'defect'"}})
     mixed, fine, none = predictions(["ok", "defect"], [0.9, 0.8]), predictions(["ok"], [1.0]), predictions([], [])
-    assert run(node, [mixed, fine, none]) == [("bad", mixed), ("out", fine), ("out", none)]
+    sent = run(node, [mixed, fine, none])
+    assert [(port, m.body) for port, m in sent] == [("bad", mixed.body), ("out", fine.body), ("out", none.body)]
 
 
 @pytest.mark.parametrize("port", ["out", "dead", "Hot", "a/b"])

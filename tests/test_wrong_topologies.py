@@ -266,7 +266,7 @@ CASES: list[tuple[str, str | bytes, str]] = [
         "alias bomb",
         "topology: t\nnodes:\n"
         + "".join(f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else '1'] * 10)}]\n" for i in range(9)),
-        "7:57: more than 100000 values (aliases count as what they name)",
+        "7:17: more than 20000 values (aliases count as what they name)",
     ),
     (
         "unknown source",
@@ -381,6 +381,12 @@ CASES: list[tuple[str, str | bytes, str]] = [
         uplink("sink: mqtt, topic: a, broker: clowd"),
         "4:46: unknown broker 'clowd'; known: local",
     ),
+    ("a queue of true", reads("{a: {queue: true}}"), "4:49: expected a whole number, got true"),
+    (
+        "replicas in words",
+        READINGS + "  b: {uplink: {sink: stdout}, from: a, replicas: two}\n",
+        "4:50: expected a whole number, got 'two'",
+    ),
     (
         "join of one",
         READINGS + "  b: {join: {within: 1s}, from: a, publish: always}\n",
@@ -397,9 +403,9 @@ CASES: list[tuple[str, str | bytes, str]] = [
         "4:15: path and function go together: the file, and the name in it",
     ),
     (
-        "custom module without it",
-        READINGS + "  b: {custom: {call: 'this:nope'}, from: a, publish: always}\n",
-        "4:22: this.py has no 'nope'; known: c, d, i, s",
+        "custom file without that function",
+        READINGS + "  b: {custom: {path: own.py, function: claen}, from: a, publish: always}\n",
+        "4:40: own.py has no 'claen'; did you mean 'clean'?",
     ),
     (
         "video that is not there",
@@ -444,6 +450,7 @@ def folder(tmp_path: Path) -> Path:
     """Where a topology finds what it names."""
     shutil.copy(MODEL, tmp_path / "digits.tflite")
     (tmp_path / "table.csv").write_text("time,value\n1,2\n", encoding="utf-8")
+    (tmp_path / "own.py").write_text("def clean(message):\n    return message\n", encoding="utf-8")
     return tmp_path
 
 
@@ -501,4 +508,4 @@ def test_the_command_says_all_of_it_and_ends_with_2(folder: Path, command: str) 
     assert ran.stdout == ""
     lines = [line.partition(f"{path}:")[2] for line in ran.stderr.splitlines()]
     assert [line.partition(" ")[0] for line in lines] == ["3:24:", "4:7:", "4:36:"]
-    assert sorted(p.name for p in folder.iterdir()) == ["digits.tflite", "t.yaml", "table.csv"]
+    assert sorted(p.name for p in folder.iterdir()) == ["digits.tflite", "own.py", "t.yaml", "table.csv"]

@@ -165,6 +165,10 @@ class Connection:
             self.receive(b"", now)
         self.last_heard = now
 
+    @property
+    def _let_in(self) -> Session | None:
+        return self.session if self.state is State.OPEN else None
+
     def _take(self, data: bytes, now: float) -> tuple[int, int]:
         """Take all whole packets.
 
@@ -172,33 +176,21 @@ class Connection:
         """
         limits = self.core.limits
         at, end = 0, len(data)
+        session = self._let_in
+        largest = limits.connect_bytes if session is None else limits.packet_bytes
         while end - at >= 2 and not self.paused:
-            start = at + 2
-            size = data[at + 1]
+            start, size = at + 2, data[at + 1]
             if size > 0x7F:
-                shift, size = 7, size & 0x7F
-                while start < end and shift < 28:
-                    byte = data[start]
-                    start += 1
-                    size |= (byte & 0x7F) << shift
-                    shift += 7
-                    if byte < 0x80:
-                        if not byte:  # [MQTT-1.5.5-1]
-                            raise FaultError(MALFORMED, "the remaining length is not in its shortest form")
-                        break
-                else:
-                    if shift >= 28:
-                        raise FaultError(MALFORMED, "the remaining length has more than four bytes")
+                start, size = _long_length(data, at + 1)
+                if not start:
                     return at, end - at + 1
             stop = start + size
-            state = self.state
-            if stop - at > (limits.packet_bytes if state is State.OPEN else limits.connect_bytes):
+            if stop - at > largest:
                 raise FaultError(PACKET_TOO_LARGE, f"a packet of {stop - at} bytes")
             if stop > end:
                 return at, stop - at
             first = data[at]
-            session = self.session
-            if state is State.OPEN and session is not None:
+            if session is not None:
                 if first >> 4 == PUBLISH:
                     at = self.publisher.take(data, at, start, stop, session, now)
                     continue
@@ -206,12 +198,12 @@ class Connection:
                     at = self._pubacks(data, at, session, now)
                     continue
                 self._packet(data[at:stop], start - at, session, now)
-            elif state is State.NEW:
+            elif self.state is State.NEW:
                 self._first(data[at:stop], start - at, now)
-            else:
-                break
+                if (session := self._let_in) is not None:
+                    largest = limits.packet_bytes
             at = stop
-            if self.state is State.CLOSED:
+            if self.closing:
                 return end, 0
         return at, 0
 
@@ -372,3 +364,22 @@ class Connection:
             self.disconnect(0x8D, "nothing heard within the keep alive", now)
         else:
             self.core.timers.at(due, self._check_alive)
+
+
+def _long_length(data: bytes, at: int) -> tuple[int, int]:
+    """A remaining length of more than one byte (2.1.4).
+
+    :returns: the position after it and its value; the position 0 where some of it is not there yet.
+    """
+    size = shift = 0
+    for position in range(at, min(len(data), at + 4)):
+        byte = data[position]
+        size |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            if not byte:  # [MQTT-1.5.5-1]
+                raise FaultError(MALFORMED, "the remaining length is not in its shortest form")
+            return position + 1, size
+    if shift == 28:
+        raise FaultError(MALFORMED, "the remaining length has more than four bytes")
+    return 0, 0

@@ -36,13 +36,15 @@ class Entrance:
         """A whole CONNECT has come: refuse it, have its password checked, or let it in."""
         refusal = self._refusal(conn, packet)
         if refusal is not None:
-            self._refuse(conn, *refusal, now)
+            self._refuse(conn, packet, *refusal, now)
             return
         users = self._core.users
         if users is not None and conn.identity is None:
             if packet.username is None:
                 if not self._core.anonymous:
-                    self._refuse(conn, ConnAckReasonCode.NOT_AUTHORIZED, "a user name and password are needed", now)
+                    self._refuse(
+                        conn, packet, ConnAckReasonCode.NOT_AUTHORIZED, "a user name and password are needed", now
+                    )
                     return
             elif not users.remembered(packet.username, packet.password or b""):
                 conn.state = State.CHECKING
@@ -62,7 +64,7 @@ class Entrance:
             self._admit(conn, packet, now)
             conn.go_on()
         else:
-            self._refuse(conn, ConnAckReasonCode.BAD_USER_NAME_OR_PASSWORD, "wrong user name or password", now)
+            self._refuse(conn, packet, ConnAckReasonCode.BAD_USER_NAME_OR_PASSWORD, "wrong user name or password", now)
 
     def _refusal(self, conn: Connection, packet: mqtt5.ConnectPacket) -> tuple[ConnAckReasonCode, str] | None:
         limits = self._core.limits
@@ -78,8 +80,10 @@ class Entrance:
             return ConnAckReasonCode.TOPIC_NAME_INVALID, "the will's topic cannot be published to"
         return None
 
-    def _refuse(self, conn: Connection, code: ConnAckReasonCode, why: str, now: float) -> None:
-        log.info("client %r %s refused: %s", conn.connect.client_id if conn.connect else "", conn.peer, why)
+    def _refuse(
+        self, conn: Connection, packet: mqtt5.ConnectPacket, code: ConnAckReasonCode, why: str, now: float
+    ) -> None:
+        log.info("client %r %s refused: %s", packet.client_id, conn.peer, why)
         conn.write(mqtt5.ConnAckPacket(reason_code=code, reason_str=why))
         conn.close(now)
 
@@ -89,13 +93,15 @@ class Entrance:
         user = conn.identity if conn.identity is not None else packet.username
         session = self.sessions.get(client_id)
         if session is not None and session.user != user:
-            self._refuse(conn, ConnAckReasonCode.NOT_AUTHORIZED, "this client id belongs to another user", now)
+            self._refuse(conn, packet, ConnAckReasonCode.NOT_AUTHORIZED, "this client id belongs to another user", now)
             return
         if packet.will is not None and not core.allows(client_id, user, "publish", packet.will.topic):
-            self._refuse(conn, ConnAckReasonCode.NOT_AUTHORIZED, "no right to publish the will", now)
+            self._refuse(conn, packet, ConnAckReasonCode.NOT_AUTHORIZED, "no right to publish the will", now)
             return
         if session is None and len(self.sessions) >= limits.sessions:
-            self._refuse(conn, ConnAckReasonCode.QUOTA_EXCEEDED, f"{limits.sessions} sessions, which is the limit", now)
+            self._refuse(
+                conn, packet, ConnAckReasonCode.QUOTA_EXCEEDED, f"{limits.sessions} sessions, which is the limit", now
+            )
             return
         if session is not None and session.conn is not None:  # [MQTT-3.1.4-3]
             session.conn.disconnect(0x8E, "another connection has this client id", now)

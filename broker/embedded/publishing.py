@@ -78,7 +78,11 @@ class Publisher:
             number = packet_id(data, body, stop)
             body += 2
         properties, payload = NO_PROPERTIES, body
-        if conn.version == 5:
+        if conn.version != 5:
+            pass
+        elif body < stop and not data[body] and body - start > 2:
+            payload += 1  # the usual case, spared a call: no properties
+        else:
             properties, payload = self._properties(data, body, stop)
             if properties.alias or name == b"\0\0":
                 name = self._alias(name, properties.alias)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Self, cast
 
 from broker.embedded.access import Authorize, Rule, Rules, Users
 from broker.embedded.connection import Connection, State
 from broker.embedded.core import Core
 from broker.embedded.limits import Limits
+from broker.embedded.listeners import TLS, Listener, common_name, remove_stale
 from broker.embedded.store import Store
 from schemas.errors import ConfigError, Problem
 
-if TYPE_CHECKING:
-    import ssl
+__all__ = ["TLS", "EmbeddedBroker", "Listener"]
 
 log = logging.getLogger(__name__)
 
@@ -30,55 +28,6 @@ _LINGER_SECONDS = 2.0
 _SPARE = 64
 """Connections above the limit that may come so far as to be told that there are too many."""
 _JOIN_BELOW = 1 << 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TLS:
-    """What a TLS listener shows and asks for.
-
-    :param certificate: PEM file of the broker's certificate (and chain).
-    :param key: PEM file of its key.
-    :param clients: PEM file of the authorities that sign client certificates. Clients must then have one, and its
-        common name is their user name.
-    """
-
-    certificate: Path
-    key: Path
-    clients: Path | None = None
-
-    def context(self) -> ssl.SSLContext:
-        """The context for a server.
-
-        :raises ConfigError: a file cannot be read or is not what it should be.
-        """
-        import ssl  # only who uses TLS pays for it
-
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_cert_chain(self.certificate, self.key)
-            if self.clients is not None:
-                context.load_verify_locations(self.clients)
-                context.verify_mode = ssl.CERT_REQUIRED
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(Problem(("tls",), f"certificate files cannot be used: {error}")) from None
-        return context
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
-    """Where clients come in.
-
-    :param host: address to bind.
-    :param port: TCP port; 0 takes a free one.
-    :param tls: None for plain TCP.
-    :param unix: path of a unix socket instead of host and port.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    tls: TLS | None = None
-    unix: Path | None = None
 
 
 class EmbeddedBroker:
@@ -113,6 +62,7 @@ class EmbeddedBroker:
         self._clients: set[_Client] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._flushing = False
         self._core: Core | None = None
         self._unix: list[Path] = []
@@ -178,7 +128,7 @@ class EmbeddedBroker:
         context = listener.tls.context() if listener.tls else None
         if listener.unix is not None:
             with contextlib.suppress(FileNotFoundError):
-                _remove_stale(listener.unix)
+                remove_stale(listener.unix)
             server = await loop.create_unix_server(lambda: _Client(self), str(listener.unix), ssl=context)
             self._unix.append(listener.unix)
             self.addresses.append(f"mqtt+unix://{listener.unix}")
@@ -206,6 +156,7 @@ class EmbeddedBroker:
         self._flush(core)
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         await asyncio.sleep(0)  # connections that are accepted at this moment become clients, and are refused
         if waiting := [client.closed for client in self._clients]:
             await asyncio.wait(waiting, timeout=_LINGER_SECONDS)
@@ -278,9 +229,10 @@ class EmbeddedBroker:
         if self._core is None or (due := self._core.timers.next) is None:
             return
         if self._timer is not None:
-            if not self._timer.cancelled() and self._timer.when() <= due:
+            if self._due <= due:
                 return
             self._timer.cancel()
+        self._due = due
         self._timer = asyncio.get_running_loop().call_at(due, self._tick)
 
     def _tick(self) -> None:
@@ -315,7 +267,7 @@ class _Client(asyncio.Protocol):
             return
         self.conn = core.accept(
             self._loop.time(),
-            identity=_common_name(transport.get_extra_info("peercert")),
+            identity=common_name(transport.get_extra_info("peercert")),
             peer=str(transport.get_extra_info("peername") or "unix"),
         )
         self.conn.owner = self
@@ -393,26 +345,3 @@ class _Client(asyncio.Protocol):
         if self.conn is not None:
             self.conn.close(self._loop.time())
             self._broker.schedule()
-
-
-def _common_name(certificate: Any) -> str | None:
-    """The common name in a client certificate as ``SSLSocket.getpeercert`` gives it."""
-    for part in (certificate or {}).get("subject", ()):
-        for key, value in part:
-            if key == "commonName":
-                return str(value)
-    return None
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a unix socket that nobody listens on any more.
-
-    :raises OSError: somebody listens on it.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise OSError("another broker listens there")

@@ -94,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DEMO, help="folder to write to")
     out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
     tf = import_module("tensorflow")
     tf.keras.utils.set_random_seed(SEED)
     tf.config.experimental.enable_op_determinism()

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 
 ROOMS = {"kitchen": 21.5, "cellar": 12.0}
 
@@ -25,7 +26,7 @@ def messages(step: int, draw: random.Random) -> Iterator[tuple[str, str]]:
     """(topic, payload) of one moment."""
     for room, usual in ROOMS.items():
         temperature = usual + 1.5 * math.sin(step / 40) + draw.gauss(0, 0.05)
-        state = {
+        state: dict[str, float | None] = {
             "temperature": round(temperature, 2),
             "humidity": draw.randint(40, 55),
             "battery": 93,
@@ -53,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     draw = random.Random(options.seed)  # noqa: S311 - weather, not secrets
     # Most devices speak MQTT 3.1.1 only.
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv311)
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv311)
     client.connect(options.host, options.port)
     client.loop_start()
     sent = 0

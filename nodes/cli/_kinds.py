@@ -182,11 +182,13 @@ def type_text(schema: Any, defs: dict[str, Any] | None = None) -> str:
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:
-        return " | ".join(map(str, schema["enum"]))
+        return _some(list(map(str, schema["enum"])), " | ")
     for key in ("anyOf", "oneOf"):
         if key in schema:
             parts = [type_text(part, defs) for part in schema[key] if part != {"type": "null"}]
-            return " or ".join(dict.fromkeys(parts))
+            if len(parts) > _MANY:
+                parts = [re.sub(r"^map .*", "map", part) for part in parts]
+            return _some(list(dict.fromkeys(parts)), " or ")
     kind: Any = schema.get("type", "anything")
     if isinstance(kind, list):
         text = " or ".join(_WORDS.get(str(k), str(k)) for k in kind)
@@ -206,6 +208,12 @@ def type_text(schema: Any, defs: dict[str, Any] | None = None) -> str:
     return text + _bounds(schema)
 
 
+def _some(parts: list[str], between: str) -> str:
+    """All of them, or the first few of many."""
+    return between.join(parts if len(parts) <= _MANY else [*parts[: _MANY - 1], "…"])
+
+
+_MANY = 12
 _DURATIONS = {"h": 3600 * 10**9, "min": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _SIZES = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "B": 1}
 _WORDS = {

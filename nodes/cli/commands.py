@@ -6,6 +6,7 @@ Adding one is a file and a line here: the help of ``penstock`` itself is made fr
 from __future__ import annotations
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("nodes.cli.demo", "Run the demo: from camera frames to rows in a database, on this machine."),
     "new": ("nodes.cli.new", "Write a starter topology."),
     "check": ("nodes.cli.check", "Find everything that can be known to be wrong before running."),
     "graph": ("nodes.cli.graph", "Draw a topology, as Mermaid text or as an SVG picture."),

@@ -93,7 +93,8 @@ def _section(kind: Kind) -> list[str]:
     if kind.options:
         lines += ["| option | takes | default | meaning |", "|---|---|---|---|"]
     for option in kind.options:
-        cells = (f"`{option.name}`", option.type, f"`{default_text(option)}`", option.description)
+        default = "required" if option.required else "" if option.default is None else f"`{default_text(option)}`"
+        cells = (f"`{option.name}`", option.type, default, option.description)
         lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
     return [*lines, ""] if kind.options else lines
 

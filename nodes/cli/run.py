@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nodes import log
 from schemas.errors import ConfigError, UnbalancedError, did_you_mean
 
 if TYPE_CHECKING:
     from nodes.plan import Plan
     from nodes.supervisor import Outcome, Supervisor
-
-LEVELS = ("debug", "info", "warning", "error")
 
 
 def command(
@@ -44,8 +43,8 @@ def command(
     from nodes.plan import prepare
     from schemas.units import duration as parse
 
-    if log_level not in LEVELS:
-        raise ConfigError(f"--log-level {log_level!r}{did_you_mean(log_level, LEVELS)}")
+    if log_level not in log.LEVELS:
+        raise ConfigError(f"--log-level {log_level!r}{did_you_mean(log_level, log.LEVELS)}")
     try:
         seconds = parse(duration) / 1e9 if duration is not None else None
     except ValueError as error:
@@ -77,11 +76,10 @@ def execute(
 
     :raises PenstockError: it could not start, or a node failed for good.
     """
-    from nodes import log
     from nodes.supervisor import Supervisor
 
     folder = state if state is not None else plan.topology.base / ".penstock" / plan.topology.name
-    log.send_to(log.structured())
+    log.send_to(log.structured(level))
     supervisor = Supervisor(plan, state=folder, host=host, only=only, level=level)
     if fresh:
         supervisor.forget()

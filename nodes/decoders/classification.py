@@ -14,7 +14,6 @@ from nodes.options import Options
 from schemas.errors import ConfigError
 from schemas.messages import Array
 
-
 _LARGEST = np.finfo(np.float32).max / 4
 
 

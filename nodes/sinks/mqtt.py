@@ -61,25 +61,13 @@ class Config(Options):
             raise ConfigError(Problem(("topic",), "topics that begin with $ are the broker's own"))
         if self.format == "msgpack" and self.each == "row":
             raise ConfigError(Problem(("each",), "msgpack sends whole messages"))
-        broker_url(self.broker, context)
+        if self.broker is not None and "://" not in self.broker and self.broker not in context.brokers:
+            hint = did_you_mean(self.broker, context.brokers)
+            raise ConfigError(Problem(("broker",), f"unknown broker {self.broker!r}{hint}"))
 
     def emits(self, inputs: Sequence[Flow], context: Context) -> dict[str, Flow]:
         del inputs, context
         return {}
-
-
-def broker_url(broker: str | None, context: Context) -> str:
-    """URL of a broker by its name in the topology, by itself, or of the host's own.
-
-    :raises ConfigError: there is none of that name.
-    """
-    if broker is None:
-        return context.broker
-    if "://" in broker:
-        return broker
-    if broker not in context.brokers:
-        raise ConfigError(Problem(("broker",), f"unknown broker {broker!r}{did_you_mean(broker, context.brokers)}"))
-    return context.brokers[broker]
 
 
 def build(config: Config, context: Context) -> Sink:
@@ -101,7 +89,7 @@ class MqttSink(Sink):
         """:raises ConnectError: the broker refuses us for good.
         :raises SinkAwayError: it cannot be reached.
         """
-        bus = self._context.bus(broker_url(self._config.broker, self._context), "sink")
+        bus = self._context.bus(self._config.broker, "sink")
         try:
             await bus.open()
         except ConnectError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -44,6 +45,7 @@ class VideoFile(Source):
         self._device = config.device or context.node
         self._label = _files.labeller(config.label, context.path)
         self._container: InputContainer | None = None
+        self._lock = threading.Lock()  # a read that was cancelled goes on in its thread: nothing is closed under it
 
     async def open(self, position: Any) -> str:
         """:raises RunError: it is no video."""
@@ -160,6 +162,10 @@ class VideoFile(Source):
                 await asyncio.to_thread(self._again)
 
     def _read(self, count: int) -> tuple[list[Draft], list[tuple[bytes, str, str, str]], bool]:
+        with self._lock:
+            return self._read_on(count)
+
+    def _read_on(self, count: int) -> tuple[list[Draft], list[tuple[bytes, str, str, str]], bool]:
         drafts: list[Draft] = []
         dead: list[tuple[bytes, str, str, str]] = []
         for frame in self._frames:
@@ -192,9 +198,12 @@ class VideoFile(Source):
 
     def _again(self) -> None:
         """The next pass."""
-        self._offset += self._last + round(1e9 / self._rate)
-        self._begin()
-        self._seen = self._skip = 0
+        with self._lock:
+            if self._container is None:  # closed meanwhile
+                return
+            self._offset += self._last + round(1e9 / self._rate)
+            self._begin()
+            self._seen = self._skip = 0
 
     def _position(self) -> dict[str, Any]:
         return {
@@ -212,5 +221,10 @@ class VideoFile(Source):
             self._container.close()
             self._container = None
 
+    def _end(self) -> None:
+        with self._lock:
+            self._frames = iter(())
+            self._close()
+
     async def close(self) -> None:
-        await asyncio.to_thread(self._close)
+        await asyncio.to_thread(self._end)

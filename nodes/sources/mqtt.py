@@ -132,9 +132,8 @@ class MqttSource(Source):
         """:raises BusError: the broker cannot be reached or refuses us."""
         del position
         config, context = self._config, self._context
-        url = context.broker if config.broker is None else context.brokers.get(config.broker, config.broker)
         keep = min(config.session // 10**9, 2**32 - 2) if config.qos else 0
-        bus = self._bus = context.bus(url, "source", session_expiry=keep)
+        bus = self._bus = context.bus(config.broker, "source", session_expiry=keep)
         self._unsettled.clear()
         try:
             await bus.open()

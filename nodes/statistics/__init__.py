@@ -64,6 +64,7 @@ class Plan:
     outputs: list[Output] = field(default_factory=list)
     _known: dict[tuple[str, str], Accumulator] = field(default_factory=dict)
     _numeric: set[int] = field(default_factory=set)
+    _places: dict[tuple[str, bool], int] = field(default_factory=dict)
 
     def need(self, source: Expression | None, key: str, make: Callable[[], Accumulator]) -> Accumulator:
         """The accumulator ``key`` of an expression (None: of the rows themselves), made at the first time."""
@@ -73,9 +74,12 @@ class Plan:
             made = self._known[text, key] = make()
             at = -1
             if source is not None:
-                if source not in self.expressions:
+                # a condition may be counted as it is and averaged as 0 and 1: then it is there twice
+                shared = text, made.numeric or source.kind == "number"
+                if shared not in self._places:
+                    self._places[shared] = len(self.expressions)
                     self.expressions.append(source)
-                at = self.expressions.index(source)
+                at = self._places[shared]
                 if made.numeric:
                     self._numeric.add(at)
             self.accumulators.append((at, made))
@@ -104,7 +108,8 @@ class Plan:
 
     def results(self, slots: Slots, seconds: NDArray[np.float64]) -> dict[str, list[Scalar]]:
         """field → one value a slot."""
-        return {name: read(slots, seconds) for name, read in self.outputs}
+        with np.errstate(all="ignore"):
+            return {name: read(slots, seconds) for name, read in self.outputs}
 
 
 def _series(column: Column, numeric: bool, source: Expression) -> Series:

@@ -135,7 +135,7 @@ class Values(Table):
             low = values[start[some] + below]
             high = values[start[some] + np.minimum(below + 1, exact[some] - 1)]
             part = at - below
-            found = np.where(low == high, low, low + (high - low) * part)
+            found = np.where((low == high) | (part == 0), low, low + (high - low) * part)
             for i, value in zip(some.tolist(), found.tolist(), strict=True):
                 out[i] = None if value != value else value
         for i in np.flatnonzero(rough).tolist():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -223,7 +224,7 @@ class RowStage(Step):
                 ports: list[tuple[str, Table]] = []
                 for piece in current:
                     dead += _apply(step, piece, following, ports, emit)
-                leaving.extend((place, port, m) for port, t in ports for place, m in t.split())
+                leaving.extend((place, port, _by(port, m)) for port, t in ports for place, m in t.split())
                 current = following
             onward.extend(pair for piece in current for pair in piece.split())
         onward.sort(key=lambda pair: pair[0])
@@ -252,6 +253,11 @@ class RowStage(Step):
     def rollback(self) -> None:
         for step in self.steps:
             step.rollback()
+
+
+def _by(port: str, message: Message) -> Message:
+    """The part of a message that leaves by ``port``, with an identity of its own: all parts may meet again in one sink."""
+    return msgspec.structs.replace(message, id=f"{message.id}/{port}")
 
 
 def _apply(step: RowStep, table: Table, following: list[Table], ports: list[tuple[str, Table]], emit: Emit) -> int:

@@ -261,11 +261,10 @@ class Aggregator(Operator):
         """Keys, groups, windows and watermark, as plain msgpack types."""
         slots: Slots = self.windows.live()
         held = np.flatnonzero(self.keys.refs[: len(self.keys)] > 0).tolist()
-        places = {slot: i for i, slot in enumerate(slots.tolist())}
         return {
             "keys": [[k, self.keys.texts[k]] for k in held],
             "groups": self.groups.snapshot(slots),
-            "windows": self.windows.snapshot(places.__getitem__),
+            "windows": self.windows.snapshot(),
             "answered": [[*window, *answer] for window, answer in self.windows.answered.items()],
             "watermark": self.watermark.snapshot(),
             "open": self._open,
@@ -289,6 +288,8 @@ class Aggregator(Operator):
 
 def _parts(messages: list[Message]) -> list[list[Message]]:
     """Messages in runs; one that may have no rows (nothing detected) stands alone, for it moves the time by itself."""
+    if all(type(m.body) is Readings and m.body.n for m in messages):
+        return [messages] if messages else []
     runs: list[list[Message]] = []
     alone = True
     for message in messages:
@@ -311,7 +312,7 @@ _REASONS = {1: "late", 2: "too-many-groups"}
 def _book(messages: Sequence[Message], batch: Batch, fate: NDArray[np.int8] | None, emit: Emit) -> None:
     """Account for every row, as the ledger counts them: a message that is no readings is one row."""
     if fate is None:
-        emit.absorb(sum(m.rows for m in messages))
+        emit.absorb(batch.n if batch.readings else len(messages))
         return
     at = 0
     taken = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -127,8 +127,8 @@ class Windows(ABC):
         """All slots in use, in a fixed order."""
 
     @abstractmethod
-    def snapshot(self, place: Callable[[int], int]) -> Any:
-        """State as plain msgpack types; ``place`` renumbers slots."""
+    def snapshot(self) -> Any:
+        """State as plain msgpack types. Slots are those of :meth:`live`, numbered from 0."""
 
     @abstractmethod
     def restore(self, state: Any, renumber: NDArray[np.int64]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from math import gcd
 from typing import Any
 
@@ -126,7 +126,7 @@ class Counts(Windows):
     def live(self) -> Slots:
         return np.array([self._panes[pair] for pair in sorted(self._panes)], np.int64)
 
-    def snapshot(self, place: Callable[[int], int]) -> Any:
+    def snapshot(self) -> Any:
         known = np.flatnonzero(self._seen >= 0)
         return [self.mark, [list(pair) for pair in sorted(self._panes)], pack(known), pack(self._seen[known])]
 

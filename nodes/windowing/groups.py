@@ -87,19 +87,21 @@ class Groups:
             np.minimum.at(self.since, slots, time)
             np.maximum.at(self.until, slots, time)
         picked = [s.pick(slots, time, index) for s in series]
-        for at, accumulator in self.plan.accumulators:
-            if at < 0:
-                accumulator.update(slots, time, slots)
-            else:
-                accumulator.update(*picked[at])
+        with np.errstate(all="ignore"):  # infinities are values like others
+            for at, accumulator in self.plan.accumulators:
+                if at < 0:
+                    accumulator.update(slots, time, slots)
+                else:
+                    accumulator.update(*picked[at])
 
     def merge(self, into: Slots, other: Slots) -> None:
         """Add group ``other[i]`` to ``into[i]``; ``other`` stays and came later in time."""
         self.count[into] += self.count[other]
         self.since[into] = np.minimum(self.since[into], self.since[other])
         self.until[into] = np.maximum(self.until[into], self.until[other])
-        for _, accumulator in self.plan.accumulators:
-            accumulator.merge(into, other)
+        with np.errstate(all="ignore"):
+            for _, accumulator in self.plan.accumulators:
+                accumulator.merge(into, other)
 
     def snapshot(self, slots: Slots) -> Any:
         """These groups, in this order, as plain msgpack types; they are slots 0, 1, … after :meth:`restore`."""

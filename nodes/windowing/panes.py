@@ -7,7 +7,7 @@ window's answer is merged from its panes. Krishnamurthy, Wu and Franklin, *On-th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from math import gcd
 from typing import Any
 
@@ -181,7 +181,7 @@ class Panes(Windows):
         tables = [self._panes[pane] for pane in sorted(self._panes)]
         return np.concatenate([t[t >= 0] for t in tables]) if tables else np.zeros(0, np.int64)
 
-    def snapshot(self, place: Callable[[int], int]) -> Any:
+    def snapshot(self) -> Any:
         # slots are numbered in the order of live(): the keys of each pane say it all
         return [self.mark, [[p, pack(np.flatnonzero(self._panes[p] >= 0))] for p in sorted(self._panes)]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,7 +241,7 @@ class Sessions(Windows):
     def live(self) -> Slots:
         return np.array([s.slot for kid in sorted(self._spans) for s in self._spans[kid]], np.int64)
 
-    def snapshot(self, place: Callable[[int], int]) -> Any:
+    def snapshot(self) -> Any:
         return [
             self.mark,
             [[kid, s.start, s.last, s.number, s.ended] for kid in sorted(self._spans) for s in self._spans[kid]],

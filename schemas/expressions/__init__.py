@@ -9,13 +9,14 @@ under + and - so that times in ns keep their last digit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from schemas.errors import ConfigError, did_you_mean
@@ -208,7 +209,7 @@ def expression(value: Any) -> Expression:
         return value
     if isinstance(value, bool):
         return Expression(str(value).lower())
-    if isinstance(value, (int, float)) and np.isfinite(value):
+    if (isinstance(value, int) and value.bit_length() <= 1024) or (isinstance(value, float) and math.isfinite(value)):
         return Expression(repr(value))
     if isinstance(value, str):
         return Expression(value)
@@ -244,7 +245,7 @@ def _call(value: Any) -> Call:
     return parse_call(value)
 
 
-def _validator(convert: Any) -> PlainValidator:
+def _validator(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """``convert`` for pydantic: its ConfigError becomes an error of type ``expression`` with the offset in its context."""
 
     def validate(value: Any) -> Any:
@@ -255,24 +256,31 @@ def _validator(convert: Any) -> PlainValidator:
             context = {"reason": problem.message, "offset": problem.offset}
             raise PydanticCustomError("expression", "{reason}", context) from None
 
-    return PlainValidator(validate)
+    return validate
 
 
 _TEXT = WithJsonSchema({"type": ["string", "number", "boolean"], "examples": ["temp * 2 + 1"]})
 _SOURCE = PlainSerializer(lambda value: value.source, return_type=str)
 
-ExpressionText = Annotated[Expression, _validator(expression), _TEXT, _SOURCE]
+ExpressionText = Annotated[Expression, PlainValidator(_validator(expression)), _TEXT, _SOURCE]
 """Pydantic type of an expression."""
 ConditionText = Annotated[
     Expression,
-    _validator(_condition),
+    PlainValidator(_validator(_condition)),
     WithJsonSchema({"type": ["string", "boolean"], "examples": ["temp > 80 and line == 'a'"]}),
     _SOURCE,
 ]
 """Pydantic type of an expression that is true or false."""
-CallText = Annotated[Call, _validator(_call), WithJsonSchema({"type": "string", "examples": ["mean(score)"]}), _SOURCE]
+CallText = Annotated[
+    Call,
+    PlainValidator(_validator(_call)),
+    WithJsonSchema({"type": "string", "examples": ["mean(score)"]}),
+    _SOURCE,
+]
 """Pydantic type of a call."""
 Number = Annotated[
-    float, _validator(constant), WithJsonSchema({"type": ["number", "string"], "examples": [0.5, "1/255"]})
+    float,
+    BeforeValidator(_validator(constant)),
+    WithJsonSchema({"type": ["number", "string"], "examples": [0.5, "1/255"]}),
 ]
 """Pydantic type of a number that may be written as an expression, ``1/255``."""

@@ -206,10 +206,11 @@ async def test_unsubscribing_ends_it_and_leaves_what_is_queued(site: Site) -> No
 @everywhere
 async def test_a_wrong_filter_or_topic_is_refused_and_the_bus_lives(site: Site) -> None:
     bus = await site.open()
-    for wrong in ("", "a/#/b", "a\0b"):
-        if wrong != "a/#/b" or not site.networked:  # what a broker does with this one is up to it
-            with pytest.raises(DeniedError):
-                await bus.subscribe([wrong])
+    for wrong in ("", "a/#/b", "a\0b", "a+/b", "\ud800"):
+        with pytest.raises(DeniedError):
+            await bus.subscribe([wrong])
+    with pytest.raises(DeniedError):
+        await bus.subscribe(["a"], group="b/c")
     receipt = await bus.publish(
         [
             Publication(site.topic("good"), site.payload(1), 1),
@@ -334,14 +335,14 @@ async def test_a_stalled_consumer_holds_qos_1_within_bounds_and_loses_nothing(si
     count = 50_000 if site.v5 else 5_000
     there, here = await site.open(), await site.open(receive_maximum=256)
     subscription = await here.subscribe([site.topic("v")], qos=1, capacity=256)
-    receipts: list[Any] = []
+    receipts: dict[int, Any] = {}  # grows as it goes on
 
     async def write() -> None:
-        for i in range(0, count, 500):  # one by one: the count of receipts shows how far it is
-            receipts.append(await there.publish(numbers(site, site.topic("v"), 500, qos=1, start=i)))
+        for i in range(0, count, 500):
+            receipts[i] = await there.publish(numbers(site, site.topic("v"), 500, qos=1, start=i))
 
     writer = asyncio.create_task(write())
-    bound = 256 if site.v5 else 600
+    bound = 257 if site.v5 else 600
     await until(lambda: subscription.queued >= min(bound, 20))
     stalled = -1
     for _ in range(10):  # as long as the broker takes them
@@ -357,7 +358,7 @@ async def test_a_stalled_consumer_holds_qos_1_within_bounds_and_loses_nothing(si
         subscription.acknowledge(batch)
         got += sequence(batch)
     await writer
-    await asyncio.gather(*receipts)
+    await asyncio.gather(*receipts.values())
     assert got == list(range(count))
     assert subscription.dropped == 0
 

@@ -539,6 +539,24 @@ def test_keep_alive_on_the_wire() -> None:
     asyncio.run(main())
 
 
+def test_timers_that_are_late_already() -> None:
+    """uvloop calls them at once, and gives a handle of another kind."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> None:
+        async with EmbeddedBroker() as broker:
+            done = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            for _ in range(3):
+                broker.core.timers.at(loop.time() - 1, lambda now: done.set())
+                broker._turn()
+            await asyncio.wait_for(done.wait(), 5)
+            assert broker._timer is not None
+            assert broker._due > loop.time()
+
+    uvloop.run(main())
+
+
 def test_garbage_on_many_connections() -> None:
     """Real sockets, cut at any place; the broker lives and forgets them all."""
 

@@ -11,8 +11,9 @@ import math
 import struct
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]  # it has no type hints
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 
 # A tensor is {"dtype": "<f4", "shape": [2, 3], "data": bytes}: C order, little endian. struct's letter for each dtype:
 LETTERS = {
@@ -74,7 +75,7 @@ def main() -> None:
         if seen == options.count:
             client.disconnect()
 
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
     client.on_connect = connected
     client.on_message = arrived
     client.connect(options.host, options.port)

@@ -1,7 +1,7 @@
 """Make co2.csv: the weekly CO2 of the air at Mauna Loa, 1958 to 2001, as statsmodels ships it.
 
     pip install statsmodels
-    python examples/anomaly/make_data.py
+    python examples/anomaly/make_co2.py
 
 The values are left as they are, gaps and all; only the dates are written out.
 """
