@@ -246,6 +246,7 @@ class Client(Bus):
                 if not answer.done() or (answer.exception() is None and answer.result() < 128):
                     self._forget(unused.pattern)
             raise
+        self._inbox.start(subscription)
         return subscription
 
     async def _unsubscribe(self, subscription: SessionSubscription) -> None:

@@ -88,6 +88,7 @@ class SessionSubscription(Subscription):
         self.held = 0  # QoS 1 and 2 deliveries given out, not yet acknowledged
         self.dropped = 0
         self.closed = False
+        self.ready = False  # handed to the caller: before that nobody could make room, so it must not block the link
         self.error: BusError | None = None
         self._inbox = inbox
         self._ender = ender
@@ -254,6 +255,15 @@ class Inbox:
         subscription.wake()
         self.hold()
 
+    def start(self, subscription: SessionSubscription) -> None:
+        """The caller has it: from here on it may block."""
+        subscription.ready = True
+        queue = subscription.queue
+        over = len(queue) > subscription.capacity + self._surplus
+        if over or (subscription.overflow == "block" and subscription.full and any(d.handle is None for d in queue)):
+            self.blocking.add(subscription)
+            self.hold()
+
     def remove(self, subscription: SessionSubscription) -> list[Filter]:
         """Route nothing more to it; the filters that nobody uses any more."""
         unused = []
@@ -307,7 +317,7 @@ class Inbox:
                     False,
                     tuple(properties) if properties else (),
                 )
-                if not subscription.put(delivery):
+                if not subscription.put(delivery) and subscription.ready:
                     self.blocking.add(subscription)
                 self._touched.add(subscription)
             return
@@ -349,7 +359,7 @@ class Inbox:
                     inbound,
                 )
             )
-            if len(subscription.queue) > subscription.capacity + self._surplus:
+            if len(subscription.queue) > subscription.capacity + self._surplus and subscription.ready:
                 self.blocking.add(subscription)  # left over from lost connections: wait for the consumer
             self._touched.add(subscription)
 

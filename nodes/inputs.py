@@ -132,9 +132,7 @@ class Inputs:
             edge.subscription = await bus.subscribe([f"{base}/#"], qos=1, capacity=spec.queue)
         else:
             # the end must not be dropped where data may be: it comes by a queue of its own
-            edge.subscription = await bus.subscribe(
-                [f"{base}/+"], qos=0, capacity=spec.queue, overflow=spec.overflow
-            )
+            edge.subscription = await bus.subscribe([f"{base}/+"], qos=0, capacity=spec.queue, overflow=spec.overflow)
             edge.endings = await bus.subscribe([base], qos=1, capacity=4)
 
     async def receive(self, edge: Edge) -> None:
@@ -158,7 +156,7 @@ class Inputs:
                 self._put(edge, [Item(edge, delivery.payload, time.time_ns(), None, delivery)])
 
     async def _drained(self, edge: Edge) -> None:
-        while edge.subscription is not None and edge.subscription.queued:
+        while edge.subscription is not None and edge.subscription.queued:  # noqa: ASYNC110 - rare, and over soon
             await asyncio.sleep(0.01)
 
     async def receive_again(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import groupby
@@ -20,6 +20,8 @@ from nodes.runtime import Links, Runtime, Step
 from schemas.errors import RejectedError, SinkAwayError
 from schemas.messages import Message
 
+_MOST_DRAFTS = 256
+"""Messages drawn from a source ahead of what is sent."""
 _BACKOFF = (0.2, 30.0)
 """Seconds to wait at first and at most before a sink that is away is tried again."""
 
@@ -166,6 +168,10 @@ class SourceRuntime(Runtime):
         self.source = source
         self._stream = ""
         self._count = 0
+        self._chunks: list[Chunk] = []
+        self._drafts = 0
+        self._have = asyncio.Event()
+        self._space = asyncio.Event()
 
     async def open(self) -> None:
         """Opened where it stood, in :meth:`resume`."""
@@ -183,43 +189,66 @@ class SourceRuntime(Runtime):
         await self.source.settled(position[0])
 
     async def work(self) -> None:
+        pump = asyncio.create_task(self._pump())
         ending = asyncio.create_task(self._ending.wait())
+        ending.add_done_callback(lambda _: self._have.set())
         try:
-            async with aclosing(_closable(self.source)) as chunks:
-                while True:
+            while not self._ending.is_set():
+                if chunks := self._take_chunks():
                     await self.outputs.room()
-                    following = asyncio.ensure_future(anext(chunks, None))
-                    await asyncio.wait({following, ending}, return_when=asyncio.FIRST_COMPLETED)
-                    if not following.done():
-                        following.cancel()
-                        await asyncio.wait({following})
-                        break
-                    if (chunk := following.result()) is None:
-                        break
-                    await self._take(chunk)
+                    await self._send_on(chunks)
+                elif pump.done():
+                    break
+                else:
+                    self._have.clear()
+                    await self._have.wait()
         finally:
+            pump.cancel()
             ending.cancel()
+            await asyncio.gather(pump, ending, return_exceptions=True)
+        if pump.done() and not pump.cancelled() and (error := pump.exception()) is not None:
+            raise error
         if not self._stopping.is_set():
             await self._finish(Emit())
 
-    async def _take(self, chunk: Chunk) -> None:
+    async def _pump(self) -> None:
+        """Draw chunks. What the source has ready is gathered; as soon as it waits, what there is goes on."""
+        try:
+            async with aclosing(_closable(self.source)) as chunks:
+                async for chunk in chunks:
+                    self._chunks.append(chunk)
+                    self._drafts += len(chunk.drafts)
+                    self._have.set()
+                    if self._drafts >= _MOST_DRAFTS:
+                        self._space.clear()
+                        await self._space.wait()
+        finally:
+            self._have.set()
+
+    def _take_chunks(self) -> list[Chunk]:
+        chunks, self._chunks, self._drafts = self._chunks, [], 0
+        self._space.set()
+        return chunks
+
+    async def _send_on(self, chunks: Sequence[Chunk]) -> None:
         step, emit, now = Step(), Emit(), time.time_ns()
         prefix = f"{self.name}:{self._stream}:"
-        for draft in chunk.drafts:
-            if draft.key is None:
-                self._count += 1
-            ident = f"{prefix}{self._count if draft.key is None else draft.key}"
-            emit.send(Message(ident, draft.source, draft.time, draft.body, None, now))
-        for reason, rows in chunk.dropped.items():
-            step.entry.drop(reason, rows)
-        for payload, reason, detail, where in chunk.dead:
-            step.entry.bury(reason, 1)
-            self._deaths.append(self._letter(reason, detail, "", where, payload))
-        step.position = (chunk.position, self._count)
+        for chunk in chunks:
+            for draft in chunk.drafts:
+                if draft.key is None:
+                    self._count += 1
+                ident = f"{prefix}{self._count if draft.key is None else draft.key}"
+                emit.send(Message(ident, draft.source, draft.time, draft.body, None, now))
+            for reason, rows in chunk.dropped.items():
+                step.entry.drop(reason, rows)
+            for payload, reason, detail, where in chunk.dead:
+                step.entry.bury(reason, 1)
+                self._deaths.append(self._letter(reason, detail, "", where, payload))
+        step.position = (chunks[-1].position, self._count)
         await self._deliver(step, emit)
 
 
-async def _closable(source: Source) -> Any:
+async def _closable(source: Source) -> AsyncGenerator[Chunk, None]:
     async for chunk in source.chunks():
         yield chunk
 

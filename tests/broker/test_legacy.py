@@ -18,7 +18,7 @@ from schemas.errors import ConnectError
 
 def go(main: Coroutine[Any, Any, None]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await main
 
     asyncio.run(limited())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import hashlib
 import json
 import subprocess
@@ -30,7 +31,7 @@ KINDS = pytest.mark.parametrize("kind", [Session, Legacy])
 
 def go(main: Coroutine[Any, Any, None]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(40):
             await main
 
     asyncio.run(limited())
@@ -228,6 +229,7 @@ class WebSocketFront:
         self.path = ""
         self._to = port
         self._server: asyncio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -237,8 +239,14 @@ class WebSocketFront:
     async def __aexit__(self, *exc: object) -> None:
         assert self._server is not None
         self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.append(task)
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         self.path = head.split()[1]
         key = next(line.split(": ")[1] for line in head.split("\r\n") if line.lower().startswith("sec-websocket-key"))
@@ -268,13 +276,15 @@ class WebSocketFront:
                 writer.write(b"\x82" + length + data)
                 await writer.drain()
 
-        tasks = [asyncio.create_task(inwards()), asyncio.create_task(outwards())]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        there.close()
-        writer.close()
+        ways = [asyncio.create_task(inwards()), asyncio.create_task(outwards())]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            there.close()
+            writer.close()
+            await asyncio.gather(*ways, return_exceptions=True)
 
 
 def test_websockets() -> None:
@@ -339,6 +349,8 @@ def certificates(folder: Path) -> dict[str, Path]:
 
 @pytest.mark.connected
 @KINDS
+# paho leaves the socket of a failed handshake to the garbage collector
+@pytest.mark.filterwarnings("ignore:.*ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning")
 def test_tls_and_mutual_tls(mosquitto: Start, tmp_path: Path, kind: type[Bus]) -> None:
     folder = tmp_path / "certificates"
     folder.mkdir()
@@ -387,6 +399,7 @@ def test_tls_and_mutual_tls(mosquitto: Start, tmp_path: Path, kind: type[Bus]) -
     broker.config.write_text(plain.replace(server, f"{server}cafile {ca}\nrequire_certificate true\n"))
     broker.start()
     go(mutual())
+    gc.collect()
 
 
 @pytest.mark.connected

@@ -512,6 +512,21 @@ def test_a_broker_that_sends_too_much_is_not_read() -> None:
     scripted(Scripted(), scenario, receive_maximum=3)
 
 
+def test_a_flood_before_the_suback_does_not_block_it() -> None:
+    server = Scripted(mqtt5.ConnAckPacket(session_present=True, subscription_id_available=False))
+
+    async def scenario(server: Scripted, session: Session) -> None:
+        task = asyncio.create_task(session.subscribe(["v"], capacity=2))
+        await asyncio.sleep(0)
+        server.send(*(publish("v", i, 0) for i in range(5)))
+        subscription = await task
+        server.send(*(publish("v", i, 0) for i in range(5, 9)))
+        assert [int(d.payload) for d in await collect(subscription, 9)] == list(range(9))
+        assert subscription.dropped == 0
+
+    scripted(server, scenario, session_expiry=60)
+
+
 # life
 
 

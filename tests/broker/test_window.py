@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from broker.window import Ack, Knock, ReceiveWindow, RecentIds, SendWindow, pack, unpack_ack, unpack_knock
 
@@ -247,9 +245,8 @@ class Site:
 @pytest.mark.parametrize(
     ("kill_producer", "kill_consumer"), [(False, False), (False, True), (True, False), (True, True)]
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32))
-def test_every_message_has_its_effect_once_and_in_order(seed: int, kill_producer: bool, kill_consumer: bool) -> None:
-    site = Site(seed, 200, kill_producer=kill_producer, kill_consumer=kill_consumer)
-    site.run()
-    assert site.effects == list(range(1, 201))
+def test_every_message_has_its_effect_once_and_in_order(kill_producer: bool, kill_consumer: bool) -> None:
+    for seed in range(200):
+        site = Site(seed, 200, kill_producer=kill_producer, kill_consumer=kill_consumer)
+        site.run()
+        assert site.effects == list(range(1, 201)), f"seed {seed}"
