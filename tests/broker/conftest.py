@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from bus_site import MOSQUITTO, LocalSite, Mosquitto, NetworkSite, Site
+from bus_site import MOSQUITTO, LocalSite, Mosquitto, NetworkSite, Run, Site
 
 from broker.embedded.limits import Limits
 from broker.embedded.server import EmbeddedBroker
@@ -16,8 +16,6 @@ from broker.legacy import Legacy
 from broker.session import Session
 
 NEEDS_MOSQUITTO = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
-
-Run = Callable[[Callable[[Site], Awaitable[None]]], None]
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from bus_site import NetworkSite, Site, collect, nothing, sequence, until
-from conftest import Run
+from bus_site import NetworkSite, Run, Site, collect, nothing, sequence, until
 
 from broker.bus import Publication, Will
 from broker.session import Session
