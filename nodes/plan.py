@@ -197,8 +197,6 @@ class _Planner:
                 node.name, (), f"{self._called(node)} reads from other nodes; say from which in 'from'", on_key=True
             )
             return
-        if accepted is not None and not accepted and node.replicas > 1:
-            self._wrong(node.name, ("replicas",), "a source cannot have replicas: each would read the same")
         flows = [self._arriving(node, edge, accepted) for edge in node.inputs]
         known = [flow for flow in flows if flow is not None]
         if len(known) < len(flows):
@@ -294,7 +292,6 @@ class _Planner:
             host=node.host,
             broker=self.topology.hosts[node.host],
             process=_label(node),
-            replicas=node.replicas,
             publish=node.publish,
         )
 

@@ -61,7 +61,6 @@ class PlannedNode:
     host: str
     broker: str
     process: str
-    replicas: int
     publish: Literal["auto", "always"]
 
     def published(self, port: str) -> bool:

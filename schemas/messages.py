@@ -229,7 +229,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     :param id: identity: equal for a repeat, new for a new message; unique on its topic. Made at the source as
         ``<node>:<stream>:<number>`` and kept by every node that answers one to one, so that one id names a thing
         from sensor to sink; see :meth:`derive`.
-    :param source: device or camera that it speaks of; the partition key of replicas.
+    :param source: device or camera that it speaks of; messages of one source keep their order.
     :param time: event time of the first row, ns since the Unix epoch, UTC.
     :param trace: W3C ``traceparent``, where tracing is on. Travels as an MQTT user property, not in the payload.
     :param born: when the source read it, ns since the epoch; 0: not known. Kept by :meth:`derive`; latency from source to

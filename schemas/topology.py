@@ -51,7 +51,7 @@ RESERVED_NODES = frozenset({"models", "blobs", "fed"})
 """Names that a node may not have: the topology's own topics stand there."""
 LOCAL = "local"
 """Name of the broker and of the host where the topology names none."""
-_NODE_KEYS = ("from", "on", "process", "replicas", "publish")
+_NODE_KEYS = ("from", "on", "process", "publish")
 
 
 def load(path: Path | str, *, kinds: Collection[str] = ()) -> Topology:
@@ -242,7 +242,6 @@ class _Reader:
                 self.broken[str(name)] = node
             else:
                 nodes[name] = node
-        self._processes(nodes)
         return nodes
 
     def _node(self, name: str, value: Any, hosts: dict[str, str]) -> Node | None:
@@ -262,8 +261,6 @@ class _Reader:
             self._wrong(path, f"say on which host it runs, on: {' or '.join(hosts)}", on_key=True)
         elif host is not None and host not in hosts and host not in self.broken_hosts:
             self._wrong((*path, "on"), f"unknown host {host!r}{did_you_mean(host, hosts)}")
-        if settings.replicas > 1 and settings.process is not None:
-            self._wrong((*path, "replicas"), "replicas are processes of their own, so the node cannot have a 'process'")
         return Node(
             name=name,
             kind=kind,
@@ -271,7 +268,6 @@ class _Reader:
             inputs=inputs,
             host=host or LOCAL,
             process=settings.process,
-            replicas=settings.replicas,
             publish=settings.publish,
         )
 
@@ -325,11 +321,3 @@ class _Reader:
                 self._wrong(full, f"{edge.name!r} is read twice", on_key=on_key)
             edges.append(edge)
         return tuple(edges)
-
-    def _processes(self, nodes: dict[str, Node]) -> None:
-        """Replicas are processes of their own: nobody shares a process with them."""
-        for node in nodes.values():
-            other = nodes.get(node.process or "")
-            if other is not None and other is not node and other.host == node.host and other.replicas > 1:
-                message = f"the node {other.name!r} has replicas; its process cannot be shared"
-                self._wrong(("nodes", node.name, "process"), message)

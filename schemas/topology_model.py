@@ -44,7 +44,6 @@ class Node:
     inputs: tuple[Edge, ...]
     host: str
     process: str | None = None
-    replicas: int = 1
     publish: Literal["auto", "always"] = "auto"
 
 

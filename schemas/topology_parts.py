@@ -185,7 +185,6 @@ class NodeSettings(Part):
     process: str | None = Field(
         default=None, description="nodes of one host with the same label share one process; by default each has its own"
     )
-    replicas: int = Field(default=1, description="copies that share the work", ge=1, le=64, strict=True)
     publish: Literal["auto", "always"] = Field(
         default="auto", description="always: also on the bus when all consumers are in the same process"
     )

@@ -139,7 +139,7 @@ def test_our_topologies_are_right_by_the_schema(path: Path, topology: dict[str, 
         {"topology": "a", "nodes": {"n": {"ingest": {"source": "none"}}}},
         {"topology": "a", "nodes": {"n": {"from": "m"}}},
         {"topology": "a", "nodes": {"n": {"ingest": {"source": "synthetic"}, "uplink": {"sink": "stdout"}}}},
-        {"topology": "a", "nodes": {"n": {"ingest": {"source": "synthetic"}, "replicas": 0}}},
+        {"topology": "a", "nodes": {"n": {"ingest": {"source": "synthetic"}, "publish": "never"}}},
     ],
 )
 def test_the_schema_refuses(wrong: dict[str, Any], topology: dict[str, Any]) -> None:

@@ -44,7 +44,6 @@ GOOD: dict[str, Any] = {
             "infer": {"model": "digits.tflite", "batch": {"max": 4, "wait": "5ms"}},
             "from": "small",
             "on": "i",
-            "replicas": 2,
         },
         "rate": {
             "aggregate": {

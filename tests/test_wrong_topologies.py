@@ -188,21 +188,6 @@ CASES: list[tuple[str, str | bytes, str]] = [
         "2:10: with more than one broker, say under 'hosts' which one each host uses",
     ),
     (
-        "replicas of a source",
-        NODES + "  a: {ingest: {source: synthetic}, replicas: 2, publish: always}\n",
-        "3:46: a source cannot have replicas: each would read the same",
-    ),
-    (
-        "no replicas",
-        READINGS + "  b: {uplink: {sink: stdout}, from: a, replicas: 0}\n",
-        "4:50: expected at least 1, got 0",
-    ),
-    (
-        "replicas in a shared process",
-        READINGS + "  b: {uplink: {sink: stdout}, from: a, replicas: 2, process: p}\n",
-        "4:50: replicas are processes of their own, so the node cannot have a 'process'",
-    ),
-    (
         "wrong publish",
         NODES + "  a: {ingest: {source: synthetic}, publish: sometimes}\n",
         "3:45: expected 'auto' or 'always', got 'sometimes'",
@@ -382,11 +367,6 @@ CASES: list[tuple[str, str | bytes, str]] = [
         "4:46: unknown broker 'clowd'; known: local",
     ),
     ("a queue of true", reads("{a: {queue: true}}"), "4:49: expected a whole number, got true"),
-    (
-        "replicas in words",
-        READINGS + "  b: {uplink: {sink: stdout}, from: a, replicas: two}\n",
-        "4:50: expected a whole number, got 'two'",
-    ),
     (
         "join of one",
         READINGS + "  b: {join: {within: 1s}, from: a, publish: always}\n",

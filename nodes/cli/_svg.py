@@ -123,8 +123,6 @@ class _Drawing:
         x, y = self._middle(self.layout.place[node.name])
         role = "source" if not node.inputs else "infer" if node.kind == "infer" else "sink" if not node.outputs else ""
         notes = [f"on {node.host}"] if len(self.plan.topology.hosts) > 1 else []
-        if node.replicas > 1:
-            notes.append(f"× {node.replicas}")
         texts = [("name", _short(node.name, 16)), ("kind", _short(caption(node), 22))]
         if notes:
             texts.append(("host", _short(", ".join(notes), 22)))

@@ -41,7 +41,6 @@ def described(plan: Plan) -> dict[str, Any]:
                 "host": node.host,
                 "broker": node.broker,
                 "process": node.process,
-                "replicas": node.replicas,
                 "sends": {port: flow.type for port, flow in node.outputs.items()},
             }
             for node in plan.nodes.values()

@@ -34,7 +34,7 @@ class Config(Options):
     device: str | None = Field(None, description="what the readings speak of; the node's name if left out")
     device_column: str | None = Field(None, description="column that names the device of each row")
     split: bool = Field(
-        False, description="one message for each device of a batch, for replicas that share the devices"
+        False, description="one message for each device of a batch"
     )
     time: str | None = Field(None, description="column of the event time")
     time_format: str | None = Field(

@@ -51,7 +51,7 @@ class Config(Options):
         None,
         description="what they speak of: a name, a level of the topic (topic[1]) or a path; the node's name if left out",
     )
-    split: bool = Field(False, description="one message for each device, for replicas that share the devices")
+    split: bool = Field(False, description="one message for each device")
     time: str | None = Field(None, description="path of the event time; the time of arrival if left out")
     time_unit: Literal["s", "ms", "us", "ns", "iso"] | None = Field(
         None, description="of the event time; by its size if left out"

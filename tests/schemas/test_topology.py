@@ -25,7 +25,7 @@ hosts:
 nodes:
   camera: {ingest: {source: video}, on: camera-1, publish: always}
   crop:   {preprocess: [x], from: camera, on: camera-1, process: eye}
-  detect: {infer: , from: [crop, camera.raw], on: gateway, replicas: 2}
+  detect: {infer: , from: [crop, camera.raw], on: gateway}
   store:  {uplink: file, from: {detect: {delivery: fast, queue: 4, overflow: latest}, crop: }, on: away}
 """
 
@@ -50,7 +50,7 @@ def test_everything_that_can_be_written(tmp_path: Path) -> None:
     camera, crop, detect, store = topology.nodes.values()
     assert (camera.kind, camera.config, camera.publish, camera.inputs) == ("ingest", {"source": "video"}, "always", ())
     assert (crop.config, crop.process, crop.host) == (["x"], "eye", "camera-1")
-    assert (detect.config, detect.replicas) == (None, 2)
+    assert detect.config is None
     assert [edge.name for edge in detect.inputs] == ["crop.out", "camera.raw"]
     assert store.inputs == (
         Edge("detect", "out", EdgeOptions(delivery="fast", queue=4, overflow="latest"), ("from", "detect")),
@@ -151,4 +151,4 @@ def test_the_json_schema_describes_every_key() -> None:
     for model in (schema, *defs.values()):
         assert model["additionalProperties"] is False
         assert all(field.get("description") for field in model["properties"].values())
-    assert set(defs["NodeSettings"]["properties"]) == {"from", "on", "process", "replicas", "publish"}
+    assert set(defs["NodeSettings"]["properties"]) == {"from", "on", "process", "publish"}
