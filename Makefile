@@ -20,7 +20,7 @@ JOBS ?= 2
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench docs wheel lock clean
+.PHONY: help demo test check format bench fuzz docs wheel lock clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -44,6 +44,11 @@ format: $(READY) ## put the code into its format and repair what the linter can
 
 bench: $(READY) ## run the benchmarks and print their figures
 	@$(BIN)/python -m benchmarks
+
+fuzz: $(READY) ## coverage-guided fuzzing of what foreign bytes reach (FOR=60 seconds each)
+	@$(BIN)/python -m pip install --quiet atheris
+	@for t in broker session message topology expression; do \
+		$(BIN)/python tests/fuzz/run_fuzz.py $$t --seconds $(or $(FOR),60) || exit 1; done
 
 docs: $(READY) ## write the generated pages anew, then check every link and command of the documentation
 	@$(BIN)/penstock nodes --markdown > docs/kinds.md.new

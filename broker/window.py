@@ -203,6 +203,12 @@ class SendWindow:
             return None, self._mark([k for k in wanted if now - k.resent > REPEAT_GUARD], now)
         return None, []
 
+    def left(self, name: str) -> None:
+        """A consumer has ended and left for good: somebody saw it who knows (the supervisor)."""
+        if (peer := self.peers.get(name)) is not None:
+            peer.ended = True
+            self._release()
+
     def due(self, now: int) -> list[tuple[str, list[Kept]]]:
         """By consumer, what has had no progress for too long and is to be sent again. Called a few times a second."""
         out = []
@@ -342,6 +348,13 @@ class RecentIds:
         if len(ids) > self._capacity:
             del ids[next(iter(ids))]
         return True
+
+    def discard(self, ident: str) -> None:
+        """Forget ``ident``, if it is known."""
+        self._ids.pop(ident, None)
+
+    def __contains__(self, ident: str) -> bool:
+        return ident in self._ids
 
     def __len__(self) -> int:
         return len(self._ids)

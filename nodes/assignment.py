@@ -77,7 +77,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
     :param base: folder of the topology file.
     :param state: folder of the run's state; a node's journal is ``<state>/<node>.journal``.
-    :param brokers: by name; ``""`` for the worker's own traffic is each node's ``broker``.
+    :param brokers: by name.
+    :param left: nodes of the run that have ended already.
     :param level: least log level that is sent.
     """
 
@@ -89,6 +90,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     nodes: list[NodeSpec]
     brokers: dict[str, Broker]
     level: str = "info"
+    left: list[str] = []
 
 
 class Report(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -116,7 +118,9 @@ class Command(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     :param stop: nodes to stop: sources read no more; a node whose inputs are idle leaves, keeping its state.
     :param end: sources to end as if their data had ended, so that windows close.
+    :param left: nodes, of other processes too, that have ended and left.
     """
 
     stop: list[str] = []
     end: list[str] = []
+    left: list[str] = []

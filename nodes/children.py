@@ -111,7 +111,7 @@ class Child:
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+                os.kill(self._process.pid, number)  # Popen's own way looks for its end first, and takes it from asyncio
 
 
 async def lines(stream: asyncio.StreamReader, on_line: Callable[[bytes], None]) -> None:

@@ -22,6 +22,8 @@ _HEARTBEAT = 0.3
 """Seconds after which a producer hears of arrivals whose effects are not done yet."""
 FOREIGN = "foreign"
 """The ledger's edge of what somebody else published on a topic of ours."""
+REPLAYED = "replayed"
+"""The ledger's edge of dead letters that somebody had sent to us again."""
 
 
 class Item(msgspec.Struct, gc=False):
@@ -30,6 +32,8 @@ class Item(msgspec.Struct, gc=False):
     :param number: (epoch, seq) on a numbered edge.
     :param delivery: the local bus's, to be acknowledged.
     :param arrived: ns since the epoch.
+    :param foreign: not of the producer's numbered stream; taken whatever its identity.
+    :param again: foreign, and a dead letter of ours that is replayed.
     """
 
     edge: Edge
@@ -38,17 +42,19 @@ class Item(msgspec.Struct, gc=False):
     number: tuple[int, int] | None = None
     delivery: Delivery | None = None
     foreign: bool = False
+    again: bool = False
 
 
 class Edge:
     """One edge that the node reads, and what is known of it."""
 
-    def __init__(self, spec: InEdge, journal: Journal, known: Sequence[str]) -> None:
+    def __init__(self, spec: InEdge, journal: Journal, known: Sequence[str], replayed: Sequence[str]) -> None:
         self.spec = spec
         self.name = spec.name
         epoch, done = (journal.get("floors") or {}).get(spec.name, (0, 0))
         self.window = ReceiveWindow(epoch=epoch, done=done)
         self.ids = RecentIds(SEEN, known)
+        self.replayed = RecentIds(SEEN, replayed)
         self.subscription: Subscription | None = None
         self.endings: Subscription | None = None
         self.dropped = 0
@@ -93,7 +99,10 @@ class Inputs:
         self._arrived = asyncio.Event()
         self._space = asyncio.Event()
         self._again: Subscription | None = None
-        self.edges = {spec.name: Edge(spec, journal, seen.get(spec.name, ())) for spec in edges}
+        self.edges = {
+            spec.name: Edge(spec, journal, seen.get(spec.name, ()), seen.get(f"{REPLAYED}:{spec.name}", ()))
+            for spec in edges
+        }
         self.repeated: dict[str, int] = {}
 
     @property
@@ -111,10 +120,11 @@ class Inputs:
         remote = [edge for edge in self.edges.values() if edge.remote]
         for edge in self.edges.values():
             await self._subscribe(edge)
-        if remote and self._control is not None:
+        if self.edges and self._control is not None:
             pattern = f"{self._topology}/{self._node}/again/#"
             self._again = await self._control.subscribe([pattern], qos=0, capacity=4096, overflow="sample")
-            await self.acknowledge(hello=True)
+            if remote:
+                await self.acknowledge(hello=True)
 
     async def _subscribe(self, edge: Edge) -> None:
         spec, base = edge.spec, topics.output(self._topology, edge.spec.producer, edge.spec.port)
@@ -166,15 +176,15 @@ class Inputs:
             for delivery in await self._again.receive():
                 parts = delivery.topic.split("/")
                 edge = self.edges.get(f"{parts[3]}.{parts[4]}") if len(parts) == 5 else None
-                if edge is None or not edge.remote:
+                if edge is None:
                     continue
-                if (knock := unpack_knock(delivery.payload)) is not None:
+                if edge.remote and (knock := unpack_knock(delivery.payload)) is not None:
                     knocked = True
                     self._put(edge, edge.window.knocked(knock))
                 else:
                     if not edge.spec.safe:
                         await self._drained(edge)
-                    self._take(edge, [delivery])
+                    self._take(edge, [delivery], again=True)
             if knocked:
                 await self.acknowledge(hello=True)
 
@@ -245,14 +255,19 @@ class Inputs:
 
     def is_new(self, item: Item) -> bool:
         """Whether its identity was not seen on its edge; remembers it. ``fast`` edges do not repeat."""
+        if item.again:
+            if item.edge.replayed.add(item.message.id):
+                return True
+            self.repeated[REPLAYED] = self.repeated.get(REPLAYED, 0) + 1
+            return False
         if not item.edge.spec.safe or item.foreign or item.edge.ids.add(item.message.id):
             return True
         self.repeated[item.edge.name] = self.repeated.get(item.edge.name, 0) + 1
         return False
 
-    def _take(self, edge: Edge, batch: Sequence[Delivery]) -> None:
+    def _take(self, edge: Edge, batch: Sequence[Delivery], *, again: bool = False) -> None:
         now = time.time_ns()
-        if not edge.remote:
+        if not edge.remote and not again:
             self._put(edge, [Item(edge, d.payload, now, None, d) for d in batch])
             return
         window, numbered = edge.window, edge.spec.safe
@@ -264,7 +279,12 @@ class Inputs:
                 self._undecodable(edge.name, delivery.topic, delivery.payload, error)
                 continue
             item = Item(edge, message, now, (epoch, seq) if seq else None)
-            if seq and numbered:
+            if again and not seq:
+                item.foreign = item.again = True
+                self._put(edge, [item])
+            elif not edge.remote:
+                continue
+            elif seq and numbered:
                 self._put(edge, window.accept(epoch, seq, item))
             elif isinstance(message.body, End):
                 if seq and window.jump(epoch, seq):

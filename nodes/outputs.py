@@ -124,6 +124,13 @@ class Outputs:
         """Messages sent and not yet done."""
         return sum(len(window.kept) for window in self._windows.values())
 
+    def left(self, consumer: str) -> None:
+        """A consumer has ended and left; its last acknowledgement may have been lost with a broker."""
+        for window in self._windows.values():
+            window.left(consumer)
+        self._heard.set()
+        self._moved()
+
     async def start(self) -> None:
         """Listen for acknowledgements and make ourselves known to the consumers."""
         if self._bus is None or not self._windows:

@@ -66,18 +66,20 @@ class OperatorRuntime(Runtime):
             wake = operator.wake()
             deadline = None if wake is None else time.monotonic() + max(0, wake - time.time_ns()) / 1e9
             items = await self.inputs.take(operator.max_batch, operator.linger, deadline)
-            for edge, run in groupby(items, key=lambda item: item.edge.name):
-                await self._process(edge, list(run))
-            await self._tell_ends()
-            if wake is not None and (now := time.time_ns()) >= wake:
-                emit, held = Emit(), operator.held()
-                operator.tick(now, emit)
-                await self._answer(emit, held)
+            async with self._whole():
+                for edge, run in groupby(items, key=lambda item: item.edge.name):
+                    await self._process(edge, list(run))
+                await self._tell_ends()
+                if wake is not None and (now := time.time_ns()) >= wake:
+                    emit, held = Emit(), operator.held()
+                    operator.tick(now, emit)
+                    await self._answer(emit, held)
         if not self.journal.get("ended"):
-            emit, held = Emit(), operator.held()
-            operator.finish(emit)
-            self._book(self._final, 0, emit, held)
-            await self._finish(emit)
+            async with self._whole():
+                emit, held = Emit(), operator.held()
+                operator.finish(emit)
+                self._book(self._final, 0, emit, held)
+                await self._finish(emit)
 
     async def _process(self, edge: str, items: list[Item]) -> None:
         step, held, began = Step(), self.operator.held(), time.time_ns()
@@ -281,9 +283,10 @@ class SinkRuntime(Runtime):
 
     async def _write(self, items: list[Item]) -> bool:
         step, began = Step(), time.time_ns()
-        messages = self._admit(items, step)
+        given = messages = self._admit(items, step)
+        edges = {id(item.message): item.edge for item in items}
         if any(edge.spec.marked for edge in self.inputs.edges.values()):
-            messages = self._marked(items, messages)
+            messages = [_mark(m, edge.name) if (edge := edges[id(m)]).spec.marked else m for m in given]
         if messages:
             rejected: Sequence[tuple[int, str]] = ()
             try:
@@ -293,15 +296,11 @@ class SinkRuntime(Runtime):
                 rejected = error.rejected
             for index, reason in rejected:
                 step.entry.bury("rejected", messages[index].rows)
-                self._bury(messages[index], "rejected", reason, items[0].edge.name)
+                self._bury(given[index], "rejected", reason, edges[id(given[index])].name)
             step.entry.passed += sum(message.rows for message in messages) - sum(step.entry.dead.values())
             self._measure(items, began, time.time_ns())
         await self._deliver(step, Emit())
         return True
-
-    def _marked(self, items: Sequence[Item], messages: Sequence[Message]) -> list[Message]:
-        edges = {id(item.message): item.edge for item in items}
-        return [_mark(m, edge.name) if (edge := edges[id(m)]).spec.marked else m for m in messages]
 
     async def _patiently(self, act: Any) -> bool:
         """Do it until the far end lets us; False when we were stopped meanwhile (nothing is acknowledged then)."""

@@ -15,14 +15,16 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from broker.bus import Bus, Delivery, Publication
+from broker.bus import Bus, Delivery, Publication, Receipt
 from nodes import log
 from nodes.assignment import NodeSpec, Report
-from nodes.inputs import FOREIGN, Edge, Inputs, Item
+from nodes.dead import SUFFIX, Burials, Letter
+from nodes.inputs import FOREIGN, REPLAYED, Edge, Inputs, Item
 from nodes.journal import Journal
 from nodes.ledger import Books, Entry
 from nodes.operator import Emit
@@ -43,7 +45,7 @@ _RETRY_COMMIT = 1.0
 class Step:
     """One call of the operator: what it came from, what it waits for, and what is booked when it is done."""
 
-    __slots__ = ("deliveries", "entry", "finishes", "ids", "mark", "position")
+    __slots__ = ("deliveries", "entry", "finishes", "ids", "mark", "position", "replayed")
 
     def __init__(self) -> None:
         self.entry = Entry()
@@ -52,6 +54,7 @@ class Step:
         self.deliveries: list[tuple[Edge, list[Delivery]]] = []
         self.ids: dict[str, list[str]] = {}
         self.position: Any = None
+        self.replayed: list[tuple[str, str]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,17 @@ class Links:
     intake: Bus | None
     local: Bus | None
     report: Callable[[Report], None]
+
+
+_Work: TypeAlias = tuple[
+    list[Step],
+    dict[str, Any],
+    dict[str, list[str]],
+    list[tuple[str, int, str, bytes]],
+    dict[str, int],
+    tuple[list[Publication], list[Publication]] | None,
+]
+"""One commit: its steps, values, identities, new outbox rows, floors of the outbox, and what is sent after it."""
 
 
 class Runtime(ABC):
@@ -102,12 +116,15 @@ class Runtime(ABC):
         self._buried: Entry = Entry()
         self._deaths: list[Publication] = []
         self._foreign_deaths: list[Publication] = []
+        self._dead = Burials(state / f"{spec.name}{SUFFIX}")
         self._dropped_seen: dict[str, int] = {}
         self._ready = False
+        self._left: set[str] = set()
         self._greeting: asyncio.Task[None] | None = None
         self._complete = False
         self._finished = False
         self._committing = False
+        self._steady = asyncio.Lock()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -168,6 +185,8 @@ class Runtime(ABC):
         await self.outputs.start()
         await self._publish_state("ready")
         self._ready = True
+        for consumer in self._left:
+            self.outputs.left(consumer)
         self._say("ready")
 
     async def resume(self) -> None:
@@ -207,6 +226,12 @@ class Runtime(ABC):
         if self._ready:
             self.inputs.wake()
 
+    def left(self, consumer: str) -> None:
+        """A consumer of ours has ended and left."""
+        self._left.add(consumer)
+        if self._ready:
+            self.outputs.left(consumer)
+
     def end(self) -> None:
         """For a source: as if the data had ended here."""
         self._ending.set()
@@ -235,6 +260,7 @@ class Runtime(ABC):
             for edge in self.inputs.edges.values():
                 edge.window.ended = True
             await self.inputs.acknowledge(final=True)
+        await self._dead.close(self.name)
         await self._show_books()
         await self._publish_state("ended" if self._complete else "stopped")
         for bus in (self._intake, self._bus):
@@ -252,9 +278,16 @@ class Runtime(ABC):
         """Number the answers of a step and send them, or stage them for the commit of an operator with state."""
         if emit.sent:
             self._stage(step, emit)
-        if self._deaths and self._bus is not None:
+        for name, ident in step.replayed:
+            if ident in self.inputs.edges[name].replayed:
+                step.ids.setdefault(f"{REPLAYED}:{name}", []).append(ident)
+        if self._deaths:
+            await self._dead.settle(self.name)
             letters, self._deaths = self._deaths, []
-            step.mark.receipt(await self._bus.publish(letters))
+            if self._bus is not None:
+                receipt = await self._bus.publish(letters)
+                step.mark.receipt(receipt)
+                receipt.add_done_callback(self._published)
         if self.stateful:
             self._done.append(step)
             self._moved.set()
@@ -265,6 +298,12 @@ class Runtime(ABC):
         while len(self._steps) >= _MOST_STEPS:
             self._few_steps.clear()
             await self._few_steps.wait()
+
+    def _published(self, receipt: Receipt) -> None:
+        """A step's dead letters are on the bus; one that the broker refuses is in the file all the same."""
+        if not receipt.cancelled() and (error := receipt.exception()) is not None:
+            log.warning("dead letters not published", node=self.name, reason=str(error))
+        self._progress()
 
     def _stage(self, step: Step, emit: Emit) -> None:
         refused = self.outputs.stage(emit.sent, step.mark)
@@ -316,34 +355,16 @@ class Runtime(ABC):
 
     async def _commit(self) -> None:
         """Book what is done, in one transaction; then send what waited for it; then acknowledge."""
-        steps, self._done = self._done, []
-        if not steps and not self.outputs.releasable:
+        async with self._whole():
+            work = self._gather()
+        if work is None:
             return
+        steps, values, ids, fresh, outbox_floors, staged = work
         finishes: dict[str, tuple[int, int]] = {}
-        ids: dict[str, list[str]] = {}
-        position: Any = None
         for step in steps:
-            self.books.book(step.entry)
             finishes.update(step.finishes)
-            for name, taken in step.ids.items():
-                ids.setdefault(name, []).extend(taken)
-            position = step.position if step.position is not None else position
-        self.books.book(self._buried)
-        self._buried = Entry()
-        floors = {
-            name: finishes.get(name) or (edge.window.epoch, edge.window.done)
-            for name, edge in self.inputs.edges.items()
-            if edge.remote
-        }
-        fresh, outbox_floors, values = self.outputs.outbox()
-        values["books"] = self.books.snapshot()
-        values["floors"] = floors
-        if self._finished:
-            values["ended"] = list(self.inputs.edges)
-        if position is not None:
-            values["position"] = position
-        self.snapshot(values)
-        staged = self.outputs.take_staged() if self.stateful else None
+        replayed = [letter for step in steps for letter in step.replayed]
+        position = values.get("position")
         while True:
             try:
                 if self.stateful:
@@ -356,6 +377,8 @@ class Runtime(ABC):
             except sqlite3.OperationalError as error:
                 log.error("cannot commit, waiting", node=self.name, reason=str(error))
                 await asyncio.sleep(_RETRY_COMMIT)
+        if replayed:
+            await self._dead.done(self.name, replayed)
         if staged is not None:
             await self.outputs.flush(staged)
         for name, (epoch, seq) in finishes.items():
@@ -367,6 +390,39 @@ class Runtime(ABC):
         await self.inputs.acknowledge()
         if position is not None:
             await self.settled(position)
+
+    def _whole(self) -> AbstractAsyncContextManager[object]:
+        """Around an operator's call and the entry of its step: a commit of state sees both or neither."""
+        return self._steady if self.stateful else nullcontext()
+
+    def _gather(self) -> _Work | None:
+        """What the next commit holds: everything as of this moment; None when there is nothing to commit."""
+        steps, self._done = self._done, []
+        if not steps and not self.outputs.releasable:
+            return None
+        finishes: dict[str, tuple[int, int]] = {}
+        ids: dict[str, list[str]] = {}
+        fresh, outbox_floors, values = self.outputs.outbox()
+        for step in steps:
+            self.books.book(step.entry)
+            finishes.update(step.finishes)
+            for name, taken in step.ids.items():
+                ids.setdefault(name, []).extend(taken)
+            if step.position is not None:
+                values["position"] = step.position
+        self.books.book(self._buried)
+        self._buried = Entry()
+        values["books"] = self.books.snapshot()
+        values["floors"] = {
+            name: finishes.get(name) or (edge.window.epoch, edge.window.done)
+            for name, edge in self.inputs.edges.items()
+            if edge.remote
+        }
+        if self._finished:
+            values["ended"] = list(self.inputs.edges)
+        self.snapshot(values)
+        staged = self.outputs.take_staged() if self.stateful else None
+        return steps, values, ids, fresh, outbox_floors, staged
 
     def snapshot(self, values: dict[str, Any]) -> None:
         """Add the operator's state to a commit."""
@@ -393,12 +449,14 @@ class Runtime(ABC):
             if end:
                 edge.ended = True
                 continue
+            if item.again:
+                step.replayed.append((edge.name, message.id))
             if not self.inputs.is_new(item):
                 continue
             if edge.spec.safe and not item.foreign:
                 step.ids.setdefault(edge.name, []).append(message.id)
             rows = message.rows
-            name = FOREIGN if item.foreign else edge.name
+            name = REPLAYED if item.again else FOREIGN if item.foreign else edge.name
             step.entry.receive(name, 1, rows)
             count, total = self._live.get(name, (0, 0))
             self._live[name] = (count + 1, total + rows)
@@ -424,7 +482,9 @@ class Runtime(ABC):
     # -- dead letters ----------------------------------------------------------------------------------------------
 
     def _bury(self, message: Message, reason: str, detail: str, edge: str) -> None:
-        self._deaths.append(self._letter(reason, detail, edge, message.id, codec.encode(message)))
+        if edge:
+            self.inputs.edges[edge].replayed.discard(message.id)  # it may be tried again
+        self._deaths.append(self._letter(reason, detail, edge, message.id, codec.encode(message), message.rows))
 
     def _undecodable(self, edge: str, topic: str, payload: Any, error: PayloadError) -> None:
         """Somebody published what is no message of ours on an edge's topic."""
@@ -434,9 +494,13 @@ class Runtime(ABC):
         self._live[FOREIGN] = (count + 1, rows + 1)
         self._foreign_deaths.append(self._letter(error.reason, error.detail, edge, topic, bytes(payload)))
 
-    def _letter(self, reason: str, detail: str, edge: str, position: str, payload: bytes) -> Publication:
+    def _letter(self, reason: str, detail: str, edge: str, position: str, payload: bytes, rows: int = 1) -> Publication:
         log.warning("dead letter", node=self.name, reason=reason, detail=detail[:200], position=position)
         body = Dead(node=self.name, reason=reason, detail=detail, edge=edge, position=position, payload=payload)
+        now = time.time_ns()
+        self._dead.add(
+            Letter(first=now, reason=reason, detail=detail, edge=edge, position=position, payload=payload, rows=rows)
+        )
         letter = Message(f"{self.name}:dead:{time.time_ns()}", self.name, time.time_ns(), body)
         topic = topics.dead(self.topology, self.name)
         data = codec.encode(letter)
@@ -461,6 +525,7 @@ class Runtime(ABC):
         while True:
             await asyncio.sleep(0.1)
             if self._foreign_deaths:
+                await self._dead.settle(self.name, patient=False)
                 letters, self._foreign_deaths = self._foreign_deaths, []
                 await self._send(letters)
             if time.monotonic() >= due:

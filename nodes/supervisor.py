@@ -19,7 +19,7 @@ from typing import IO
 
 import msgspec
 
-from nodes import ledger, log
+from nodes import ledger, log, running
 from nodes.assignment import Assignment, Broker, Command, InEdge, NodeSpec, OutPort, Report
 from nodes.brokers import Brokers, relays
 from nodes.children import describe, keep
@@ -136,13 +136,12 @@ class Supervisor:
     async def run(self, duration: float | None = None) -> Outcome:
         """Run until every node has left; then audit.
 
-        :param duration: seconds after which the sources are ended as if their data had.
+        :param duration: seconds, from when all nodes are ready, after which the sources are ended as if their data had.
         :raises PenstockError: a node or broker cannot start; all others are stopped.
         """
         self._hold()
         began = time.monotonic()
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(duration, self.end) if duration is not None else None
+        timer = asyncio.create_task(self._end_after(duration)) if duration is not None else None
         tasks: set[asyncio.Task[None]] = set()
         try:
             for key in self._processes:
@@ -150,6 +149,7 @@ class Supervisor:
             self._nursery.start()
             started = [asyncio.create_task(child.start()) for child in self._children.values()]
             await self.brokers.start()
+            running.announce(self._state, self._reachable())
             await asyncio.gather(*started)
             relaying = [asyncio.create_task(relay) for relay in relays(self._plan, self.brokers.urls, self._host)]
             tasks = {asyncio.create_task(self._keep(key)) for key in self._processes}
@@ -166,6 +166,7 @@ class Supervisor:
             await asyncio.gather(*(child.reap() for child in self._children.values()))
             await self._nursery.stop()
             await self.brokers.stop()
+            running.withdraw(self._state, self._host or "")
             self._release()
         if self._failure is not None:
             raise self._failure
@@ -180,6 +181,13 @@ class Supervisor:
                 shutil.rmtree(self._state / name, ignore_errors=True)
         finally:
             self._release()
+
+    async def _end_after(self, seconds: float) -> None:
+        while not all(view.ready_at for view in self.views.values()):
+            self._changed.clear()
+            await self._changed.wait()
+        await asyncio.sleep(seconds)
+        self.end()
 
     def end(self) -> None:
         """End the sources as if their data had ended; the run then completes by itself."""
@@ -216,7 +224,7 @@ class Supervisor:
         while self._failure is None and not all(view.gone for view in self.views.values()):
             self._changed.clear()
             changed = asyncio.create_task(self._note())
-            done, _ = await asyncio.wait({*running, changed}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({*running, changed}, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
             changed.cancel()
             running -= done
             for task in done - {changed}:
@@ -280,6 +288,8 @@ class Supervisor:
                 view.ready_at = time.monotonic()
             elif view.gone:
                 view.left_at = time.monotonic()
+                if report.state == "ended":
+                    self._tell_all(Command(left=[view.name]))
         if report.ledger is None:
             return
         book, now = msgspec.convert(report.ledger, Ledger), time.monotonic()
@@ -302,6 +312,10 @@ class Supervisor:
             if command.stop or command.end:
                 self._children[key].send(_encode(command))
 
+    def _tell_all(self, command: Command) -> None:
+        for child in self._children.values():
+            child.send(_encode(command))
+
     def _assignment(self, key: tuple[str, str]) -> Assignment:
         nodes = self._processes[key]
         specs = [specify(node, self._plan, bool(self._plan.topology.brokers)) for node in nodes]
@@ -315,7 +329,12 @@ class Supervisor:
             nodes=specs,
             brokers=brokers,
             level=self._level,
+            left=[name for name, view in self.views.items() if view.state == "ended"],
         )
+
+    def _reachable(self) -> running.Running:
+        name, host = self._plan.topology.name, self._host or ""
+        return running.Running(topology=name, host=host, pid=os.getpid(), brokers=dict(self.brokers.urls))
 
     def _outcome(self, seconds: float) -> Outcome:
         edges = [(e.producer, e.port, e.consumer, e.delivery == "safe") for e in self._plan.edges]

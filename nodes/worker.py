@@ -136,7 +136,9 @@ async def work(assignment: Assignment, report: Reporter) -> None:
     nodes: dict[str, Runtime] = {}
     for spec in assignment.nodes:
         with _blame(spec.name):
-            nodes[spec.name] = build(assignment, spec, local, nodes, report)
+            node = nodes[spec.name] = build(assignment, spec, local, nodes, report)
+            for consumer in assignment.left:
+                node.left(consumer)
     preparing = asyncio.create_task(_prepare(nodes))
     listener = asyncio.create_task(_commands(nodes, preparing))
     try:
@@ -199,6 +201,9 @@ async def _commands(nodes: dict[str, Runtime], preparing: asyncio.Task[None]) ->
     while True:
         line = await reader.readline()
         command = msgspec.json.decode(line, type=Command) if line else Command(stop=list(nodes))
+        for consumer in command.left:
+            for node in nodes.values():
+                node.left(consumer)
         for name in command.end:
             nodes[name].end()
         for name in command.stop:

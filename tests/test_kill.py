@@ -10,13 +10,13 @@ from harness import passed, rows, run, until
 
 from nodes.supervisor import Supervisor
 
-TOTAL = 6000
+TOTAL = 9000
 
 TOPOLOGY = """
 topology: kill
 brokers: {{local: {{run: {broker}}}}}
 nodes:
-  meter: {{ingest: {{source: csv, path: meter.csv, device_column: device, time: time, batch: 1, rate: 3000/s}}}}
+  meter: {{ingest: {{source: csv, path: meter.csv, device_column: device, time: time, batch: 1, rate: 1500/s}}}}
   warm: {{preprocess: {{steps: [{{filter: value % 3 != 0}}]}}, from: meter}}
   store: {{uplink: {{sink: sqlite, path: out.sqlite, table: rows}}, from: warm}}
 """

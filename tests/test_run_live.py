@@ -153,6 +153,18 @@ def test_the_broker_is_killed_and_all_goes_on(tmp_path: Path) -> None:
     check(tmp_path, outcome)
 
 
+def test_a_window_is_killed_and_its_state_goes_on(tmp_path: Path) -> None:
+    async def kill(supervisor: Supervisor) -> None:
+        for victim in ("means", "report", "means", "half", "means"):
+            before = passed(supervisor, "half")
+            await until(lambda before=before: passed(supervisor, "half") > before)  # type: ignore[misc] # mypy knows no default arguments of lambdas
+            supervisor.kill(victim)
+
+    outcome = run(site(tmp_path, "700/s"), meddle=kill)
+    check(tmp_path, outcome)
+    assert outcome.nodes["means"].restarts > 0
+
+
 def test_a_drained_run_continues_where_it_stood(tmp_path: Path) -> None:
     path, state = site(tmp_path), tmp_path / "state"
     stops: list[asyncio.Task[None]] = []

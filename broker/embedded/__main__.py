@@ -31,12 +31,13 @@ class Config:
     users: Users | None = None
     anonymous: bool = False
     acl: tuple[Rule, ...] | None = None
+    data: Path | None = None
 
 
 async def serve(config: Config, *, ready: Callable[[list[str]], None]) -> None:
     """Serve until SIGTERM or SIGINT. ``ready`` is called with the addresses once all are bound.
 
-    :raises ConfigError: an address cannot be bound, or a file cannot be used.
+    :raises ConfigError: an address cannot be bound, or a file or the data folder cannot be used.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -49,6 +50,7 @@ async def serve(config: Config, *, ready: Callable[[list[str]], None]) -> None:
             users=config.users,
             anonymous=config.anonymous,
             acl=config.acl,
+            data=config.data,
         ) as broker:
             ready(broker.addresses)
             await stop.wait()
@@ -144,6 +146,7 @@ def configure(arguments: list[str]) -> Config:
     parser.add_argument("--users", type=Path, help="file of name:hash lines")
     parser.add_argument("--anonymous", action="store_true", help="with --users: let clients without a name in too")
     parser.add_argument("--acl", type=Path, help="JSON file of rules")
+    parser.add_argument("--data", type=Path, help="folder to keep sessions and messages in over restarts")
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help="e.g. connections=100")
     parser.add_argument("--hash-password", action="store_true", help="print the hash of a password read from stdin")
     given = parser.parse_args(arguments)
@@ -165,6 +168,7 @@ def configure(arguments: list[str]) -> Config:
         users=Users.read(given.users) if given.users else None,
         anonymous=given.anonymous,
         acl=read_rules(given.acl) if given.acl else None,
+        data=given.data,
     )
 
 

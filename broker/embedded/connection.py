@@ -16,6 +16,7 @@ from broker.embedded.codec5 import (
     PROTOCOL_ERROR,
     PUBLISH,
     FaultError,
+    encode_varint,
 )
 from broker.embedded.publishing import Publisher
 
@@ -28,6 +29,12 @@ log = logging.getLogger(__name__)
 
 UNLIMITED = 1 << 28
 _CONTROL_FACTOR = 2
+_MAX_ALIASED_BLOCK = 124
+"""Longest property block that an alias is added to: its length stays one byte."""
+_MAX_ALIASED = 4096
+_MIN_ALIASED_NAME = 8
+"""With its length; an alias costs three bytes, and a shorter topic is hardly worth one."""
+_ALIAS_ROOM = 8
 
 
 class State(Enum):
@@ -64,6 +71,12 @@ class Connection:
         self.pending = 0
         """How many they are."""
         self.dirty = False
+        self.gated = False
+        """``out`` has something that must not be written before the present changes are committed."""
+        self.sealed = 0
+        """How many of ``out`` the commit under way lets go."""
+        self.free = 0
+        """How many of ``out`` may be written: what they speak of is committed."""
         self.closing = False
         """Write ``out``, then close."""
         self.paused = False
@@ -76,6 +89,9 @@ class Connection:
         self.last_heard = now
         self.receive_max = 65_535
         self.packet_max = UNLIMITED
+        self.alias_max = 0
+        """Topic aliases that the client takes."""
+        self._aliases: dict[bytes, bytes] = {}
         self.expiry_fixed = False
         self.problems = True
         self._parts: list[bytes] = []
@@ -86,12 +102,44 @@ class Connection:
     # What goes out
 
     def send(self, data: bytes) -> None:
-        """Have ``data`` written."""
+        """Have ``data`` written, after what the broker knows now is committed."""
+        self.gated = True
         self.out.append(data)
         self.pending += len(data)
         if not self.dirty:
             self.dirty = True
             self.core.dirty.append(self)
+
+    def send_now(self, data: bytes) -> None:
+        """Have ``data`` written, which speaks of nothing that must be committed."""
+        self.out.append(data)
+        self.pending += len(data)
+        if not self.dirty:
+            self.dirty = True
+            self.core.dirty.append(self)
+
+    def shorten(self, name: bytes, before: bytes, after: bytes) -> tuple[bytes, bytes]:
+        """A PUBLISH with QoS > 0 (see :meth:`Message.form`) with a topic alias in place of its topic (3.3.2.3.4).
+
+        What is returned must be sent: it may be what sets the alias. QoS 0 messages have none, since they may be dropped.
+        """
+        block = after[0]
+        if block > _MAX_ALIASED_BLOCK or len(after) > _MAX_ALIASED:
+            return before, after
+        alias = self._aliases.get(name)
+        known = alias is not None
+        if alias is None:
+            if (
+                len(self._aliases) >= self.alias_max
+                or len(name) <= _MIN_ALIASED_NAME
+                or len(before) + len(after) + _ALIAS_ROOM > self.packet_max
+            ):
+                return before, after
+            alias = self._aliases[name] = b"\x23" + (len(self._aliases) + 1).to_bytes(2, "big")
+        topic = b"\0\0" if known else name
+        after = bytes((block + 3,)) + alias + after[1:]
+        length = len(topic) + 2 + len(after)
+        return before[:1] + encode_varint(length) + topic, after
 
     def send_plain(self, data: bytes, count: int) -> None:
         """Have ``count`` QoS 0 PUBLISH packets of equal size written, as far as the client takes them; drop the rest."""
@@ -108,7 +156,7 @@ class Connection:
                     return
                 data, count = data[: room * size], room
         stats.sent += count
-        self.send(data)
+        self.send_now(data)
 
     def write(self, packet: mqtt5.Packet) -> None:
         """Have a packet written, in the client's version. One above its maximum packet size is left out."""
@@ -116,10 +164,17 @@ class Connection:
         if data and len(data) <= self.packet_max:
             self.send(data)
 
-    def wrote(self, now: float) -> None:
-        """The server has given ``out`` to the transport: there is room again."""
-        self.out = []
-        self.pending = 0
+    def wrote(self, now: float, count: int | None = None) -> None:
+        """The server has given the first ``count`` of ``out`` (None: all) to the transport: there is room again."""
+        if count is None or count >= len(self.out):
+            self.out = []
+            self.pending = self.sealed = 0
+            self.gated = False
+        else:
+            self.pending -= sum(map(len, self.out[:count]))
+            self.sealed = max(self.sealed - count, 0)
+            del self.out[:count]
+        self.free = 0
         session = self.session
         if session is not None and (session.queue or session.resend):
             session.pump(now)
@@ -248,7 +303,7 @@ class Connection:
         packet = codec5.read(frame, start) if self.version == 5 else codec3.read(frame, start)
         match packet:
             case mqtt5.PingReqPacket():
-                self.send(b"\xd0\x00")
+                self.send_now(b"\xd0\x00")
             case mqtt5.PubAckPacket():
                 self._acknowledged([packet.packet_id], session, now)
             case mqtt5.PubRecPacket():

@@ -62,7 +62,7 @@ class Core:
         self.checks: list[Connection] = []
         self.resumed: list[Connection] = []
         self.ending = False
-        sessions, retained = self.store.load()
+        sessions, retained = self.store.load(now)
         for session in sessions:
             self.entrance.restore(session, now)
         for message in retained:
@@ -109,5 +109,6 @@ class Core:
         return look
 
     def _sweep(self, now: float) -> None:
-        self.router.retained.sweep(now)
+        for topic in self.router.retained.sweep(now):
+            self.store.unretain(topic)
         self.timers.at(now + _SWEEP_SECONDS, self._sweep)

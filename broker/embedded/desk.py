@@ -59,7 +59,9 @@ class Desk:
             raise FaultError(PROTOCOL_ERROR, "no local on a shared subscription")
         if not conn.may("subscribe", inner):
             return SubAckReasonCode.NOT_AUTHORIZED, None
-        if pattern not in session.subscriptions and len(session.subscriptions) >= core.limits.subscriptions:
+        if pattern not in session.subscriptions and (
+            len(session.subscriptions) >= core.limits.subscriptions or (session.stored and core.store.full)
+        ):
             return SubAckReasonCode.QUOTA_EXCEEDED, None
         subscription = self.make(
             session,

@@ -12,6 +12,7 @@ from mqtt5 import ConnAckReasonCode
 from broker.embedded.connection import UNLIMITED, Connection, State
 from broker.embedded.messages import Message, make, will_properties
 from broker.embedded.sessions import Delivery, Outcome, Session
+from broker.embedded.store import StoredWill
 from broker.embedded.topics import Group, is_name
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from broker.embedded.store import StoredSession
 
 log = logging.getLogger(__name__)
+
+RETURN_SECONDS = 10
+"""After a restart, clients that were connected have so long to come back before their wills are published."""
 
 
 class Entrance:
@@ -103,6 +107,12 @@ class Entrance:
                 conn, packet, ConnAckReasonCode.QUOTA_EXCEEDED, f"{limits.sessions} sessions, which is the limit", now
             )
             return
+        if core.store.failing and packet.session_expiry_interval:
+            self._refuse(conn, packet, ConnAckReasonCode.SERVER_UNAVAILABLE, "the broker cannot write its disk", now)
+            return
+        if core.store.full and packet.session_expiry_interval and (session is None or packet.clean_start):
+            self._refuse(conn, packet, ConnAckReasonCode.QUOTA_EXCEEDED, "the broker's disk is full", now)
+            return
         if session is not None and session.conn is not None:  # [MQTT-3.1.4-3]
             session.conn.disconnect(0x8E, "another connection has this client id", now)
             session = self.sessions.get(client_id)
@@ -135,6 +145,7 @@ class Entrance:
             else:
                 self._core.store.drop_session(session.client_id)
         conn.receive_max = min(packet.receive_max, limits.outgoing_inflight)
+        conn.alias_max = min(packet.topic_alias_max, limits.topic_aliases)
         conn.packet_max = packet.max_packet_size or UNLIMITED
         conn.problems = packet.request_problem_info
         keep_alive = packet.keep_alive
@@ -153,6 +164,8 @@ class Entrance:
                 properties=will_properties(will),
             )
             conn.will_delay = will.will_delay_interval
+        if session.stored:
+            self._core.store.will(session.client_id, StoredWill(conn.will, conn.will_delay) if conn.will else None)
 
     def _answer(
         self, conn: Connection, packet: mqtt5.ConnectPacket, session: Session, *, present: bool, assigned: str | None
@@ -182,10 +195,12 @@ class Entrance:
         if will is not None:
             delay = min(conn.will_delay, session.seconds)
             if delay and not self._core.ending:
-                self._wills[session] = will
-                self._core.timers.at(now + delay, lambda then: self._send_will(session, then, will))
+                self._delay_will(session, will, now + delay)
             elif not self._core.ending:
+                self._forget_will(session)
                 self._publish_will(will, now)
+        elif not self._core.ending:
+            self._forget_will(session)
         if not session.seconds:
             self._end(session, now)
             return
@@ -211,6 +226,7 @@ class Entrance:
         # QoS 1 messages of a shared subscription that were not acknowledged go to another member (4.8.2); QoS 2 ones must not.
         unanswered = [d for d in session.inflight.values() if d and d[1].group is not None and d[1].qos == 1]
         orphans = session.orphans()
+        session.forget()
         session.ease(whatever=True)
         if session.stored:
             self._core.store.drop_session(session.client_id)
@@ -229,11 +245,20 @@ class Entrance:
                 if session.ended:
                     self._core.stats.dropped += 1
                 else:
-                    session.offer(message, manner, now)
+                    session.take_back(message, manner)
+
+    def _delay_will(self, session: Session, will: Message, when: float) -> None:
+        self._wills[session] = will
+        self._core.timers.at(when, lambda now: self._send_will(session, now, will))
+
+    def _forget_will(self, session: Session) -> None:
+        if session.stored:
+            self._core.store.will(session.client_id, None)
 
     def _send_will(self, session: Session, now: float, will: Message) -> None:
         if self._wills.get(session) is will:
             del self._wills[session]
+            self._forget_will(session)
             self._publish_will(will, now)
 
     def _publish_will(self, will: Message, now: float) -> None:
@@ -254,5 +279,10 @@ class Entrance:
         session.restore(stored.deliveries, stored.released)
         session.received |= stored.received
         session.stored = True
+        if stored.will is not None:
+            # The client was connected when the broker ended (3.1.2.5: a will may wait for the restart). It gets time to
+            # come back: that the broker was away is no fault of its.
+            delay = min(max(stored.will.delay, RETURN_SECONDS), stored.seconds)
+            self._delay_will(session, stored.will.message, now + delay)
         born = self._born[session] = 1
         core.timers.at(now + stored.seconds, lambda then: self._expire(session, born, then))

@@ -21,9 +21,11 @@ class Limits:
     :param subscriptions: filters of one session (SUBACK 0x97).
     :param inflight: publications with QoS > 0 that one client may have unacknowledged (receive maximum; 0x93 past it).
     :param outgoing_inflight: the same towards a client, whatever more it would take.
-    :param topic_aliases: topic aliases that a client may set (0x94 past it).
+    :param topic_aliases: topic aliases that a client may set (0x94 past it), and that the broker sets towards a client.
     :param queue_messages: messages with QoS > 0 kept for one session, in flight or waiting; see ``sessions.py``.
     :param queue_bytes: the same in bytes.
+    :param all_queue_bytes: the same for all sessions together: past it, a session that is away takes no more, and one that
+        does not keep up holds its publishers up.
     :param out_bytes: bytes written for a client that it has not taken; past it QoS 0 is dropped and counted.
     :param held_bytes: bytes of one publisher whose acknowledgement waits for a slow subscriber; past it, or past
         ``inflight`` messages, the broker reads no more from that publisher.
@@ -48,6 +50,7 @@ class Limits:
     topic_aliases: int = 64
     queue_messages: int = 10_000
     queue_bytes: int = 64 * MIB
+    all_queue_bytes: int = 256 * MIB
     out_bytes: int = 8 * MIB
     held_bytes: int = 8 * MIB
     stall_seconds: float = 20.0

@@ -118,7 +118,8 @@ class Publisher:
         elif retain or not more:
             core.stats.received += 1
             message = Message(topic, name, data[body:stop], head, conn.version, 0, retain, properties, now)
-            core.router.publish(message, session, now)
+            if core.router.publish(message, session, now)[0] >= 0x80:
+                core.stats.dropped += 1
         else:
             alike, last = data[begin:payload], len(data) - size
             while stop <= last and data.startswith(alike, stop):

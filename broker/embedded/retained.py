@@ -11,8 +11,8 @@ from broker.embedded.messages import Message
 class Retained:
     """The retained messages of the broker (3.3.1.3).
 
-    They stand in a tree of levels, so that a filter visits only what it can match. Expired ones go when they are met,
-    and by :meth:`sweep`.
+    They stand in a tree of levels, so that a filter visits only what it can match. Expired ones are passed
+    over, and go by :meth:`sweep`.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -54,16 +54,18 @@ class Retained:
             topics = self._topics(pattern.split("/"))
         for topic in topics:
             message = self._messages[topic]
-            if (expires := message.expires) is not None and expires <= now:
-                self._drop(topic)
-            else:
+            if (expires := message.expires) is None or expires > now:
                 yield message
 
-    def sweep(self, now: float) -> None:
-        """Forget what has expired."""
+    def sweep(self, now: float) -> list[str]:
+        """Forget what has expired.
+
+        :returns: the topics of that.
+        """
         gone = [t for t, m in self._messages.items() if m.properties.expiry is not None and (m.expires or 0) <= now]
         for topic in gone:
             self._drop(topic)
+        return gone
 
     # The tree is a dict of prefixes: "a/b" -> {"c": None} says that there is something at or below "a/b/c".
 

@@ -36,10 +36,12 @@ class Router:
         code = NO_SUBSCRIBERS
         slow: Session | None = None
         if message.retain:
-            if not self.retained.put(message):
+            store = self.store
+            kept = store.durable and not message.topic.startswith("$SYS/")
+            if (kept and store.full and not message.empty) or not self.retained.put(message):
                 code = QUOTA_EXCEEDED
-            elif self.store.durable:
-                self.store.retain(message)
+            elif kept:
+                store.retain(message)
         route = self.subscriptions.route(message.topic)
         for target in route.targets:
             if not target.local and target.session is origin:
@@ -112,7 +114,7 @@ class Router:
     def _full(self, session: Session) -> None:
         if not session.warned:
             session.warned = True
-            log.warning("session %r is away and its queue is full; publishers are refused", session.client_id)
+            log.warning("there is no room for more messages of session %r; publishers are refused", session.client_id)
 
 
 class Run:

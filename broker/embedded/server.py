@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self, cast
 
 from broker.embedded.access import Authorize, Rule, Rules, Users
+from broker.embedded.commits import Commits
 from broker.embedded.connection import Connection, State
 from broker.embedded.core import Core
 from broker.embedded.limits import Limits
@@ -40,6 +41,7 @@ class EmbeddedBroker:
     :param anonymous: with ``users``: whether clients without a user name are let in.
     :param acl: rules, or a callable; None allows everything.
     :param store: what outlives a restart; by default nothing does.
+    :param data: folder for a :class:`broker.embedded.sqlite_store.SqliteStore`, instead of ``store``.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class EmbeddedBroker:
         anonymous: bool = False,
         acl: Sequence[Rule] | Authorize | None = None,
         store: Store | None = None,
+        data: Path | None = None,
     ) -> None:
         self._listen = tuple(listen)
         self._limits = limits or Limits()
@@ -58,6 +61,8 @@ class EmbeddedBroker:
         self._anonymous = anonymous
         self._authorize = Rules(acl) if isinstance(acl, Sequence) else acl
         self._store = store or Store()
+        self._data = data
+        self._commits: Commits | None = None
         self._servers: list[asyncio.Server] = []
         self._clients: set[_Client] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,9 +105,13 @@ class EmbeddedBroker:
     async def open(self) -> None:
         """Bind all listeners and serve.
 
-        :raises ConfigError: an address cannot be bound, or a certificate cannot be used.
+        :raises ConfigError: an address cannot be bound, a certificate or the store cannot be used.
         """
         loop = asyncio.get_running_loop()
+        if self._data is not None:
+            from broker.embedded.sqlite_store import SqliteStore  # only who keeps something pays for SQLite
+
+            self._store = SqliteStore(self._data)
         self._core = Core(
             limits=self._limits,
             users=self._users,
@@ -111,6 +120,8 @@ class EmbeddedBroker:
             store=self._store,
             now=loop.time(),
         )
+        if self._store.durable:
+            self._commits = Commits(self._core, _write, self.schedule)
         try:
             for index, listener in enumerate(self._listen):
                 try:
@@ -154,6 +165,9 @@ class EmbeddedBroker:
         for client in list(self._clients):
             client.stop(now)
         self._flush(core)
+        commits, self._commits = self._commits, None
+        if commits is not None:
+            await commits.finish()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -192,18 +206,20 @@ class EmbeddedBroker:
             self._arm()
 
     def _flush(self, core: Core) -> None:
-        """Commit, then write what is to be written; then see to passwords and paused readers."""
+        """Write what is to be written, or have it wait for its commit; then see to passwords and paused readers."""
         now = asyncio.get_running_loop().time()
         for _ in range(2):
             # Writing makes room, room lets queued messages out: they go in the second round, later ones in the next turn.
             dirty, core.dirty = core.dirty, []
             if not dirty:
                 break
-            core.store.commit()
             for conn in dirty:
                 conn.dirty = False
-                client = cast("_Client", conn.owner)
-                client.flush(now)
+                if self._commits is None or not self._commits.hold(conn):
+                    conn.free = len(conn.out)
+                    cast("_Client", conn.owner).flush(now)
+        if self._commits is not None:
+            self._commits.go()
         if core.dirty:
             self.schedule()
         resumed, core.resumed = core.resumed, []
@@ -240,6 +256,11 @@ class EmbeddedBroker:
         if self._core is not None:
             self._core.tick(asyncio.get_running_loop().time())
             self._turn()
+
+
+def _write(conn: Connection) -> None:
+    client = cast("_Client", conn.owner)
+    client.flush(asyncio.get_running_loop().time())
 
 
 class _Client(asyncio.Protocol):
@@ -287,19 +308,28 @@ class _Client(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._blocked = False
-        self.flush(self._loop.time())
+        conn = self.conn
+        if conn is None:
+            return
+        if conn.free:
+            self.flush(self._loop.time())
+        if conn.out and not conn.dirty:
+            conn.dirty = True
+            conn.core.dirty.append(conn)
         self._broker.schedule()
 
     def flush(self, now: float) -> None:
-        """Give the transport what is to be written, unless it has enough; close if that was all."""
+        """Give the transport what may be written, unless it has enough; close if that was all."""
         conn, transport = self.conn, self._transport
         if conn is None:
             return
         if transport is None or transport.is_closing():
             conn.out = []
+            conn.sealed = conn.free = 0
             return
         if not self._blocked or conn.closing:
-            out = conn.out
+            count = conn.free
+            out = conn.out if count == len(conn.out) else conn.out[:count]
             if len(out) == 1:
                 transport.write(out[0])
             elif out:
@@ -307,8 +337,8 @@ class _Client(asyncio.Protocol):
                     transport.write(b"".join(out))
                 else:
                     transport.writelines(out)
-            conn.wrote(now)
-        if conn.closing:
+            conn.wrote(now, count)
+        if conn.closing and not conn.out:
             transport.close()
             self._loop.call_later(_LINGER_SECONDS, self.abort)
 

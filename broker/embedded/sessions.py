@@ -13,8 +13,9 @@ A message with QoS > 0 is never dropped in silence.
   the others up for ever.
 - A session that is *away* cannot catch up, so nobody waits for it: every other subscriber gets the message, and the
   publisher is answered 0x97 (quota exceeded), which tells it that one did not. A repeat may reach the
-  others twice, which is what QoS 1 allows. A 3.1.1 publisher can be told nothing in a PUBACK: the loss is counted and
-  logged.
+  others twice, which is what QoS 1 allows. The same holds for sessions that are to outlive a restart when the store is full,
+  and for all sessions that are away when all queues together are at ``all_queue_bytes``. A 3.1.1 publisher can be told
+  nothing in a PUBACK: the loss is counted and logged.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Outcome(IntEnum):
     SLOW = 1
     """Taken, but the publisher must wait: the session's queue is full."""
     REFUSED = 2
-    """Not taken: the session's queue is full and its client is away."""
+    """Not taken: the session's queue is full and its client is away, or the store is full."""
 
 
 class Session:
@@ -117,6 +118,8 @@ class Session:
     def readiness(self) -> int:
         """For a shared subscription's choice: 0 can send at once, 1 connected, 2 away, 3 cannot take more."""
         conn = self.conn
+        if self.stored and self.store.full:
+            return 3
         if conn is None:
             return 3 if self.full else 2
         room = len(self.inflight) - len(self.resend) < conn.receive_max and conn.pending < self.limits.out_bytes
@@ -124,9 +127,13 @@ class Session:
 
     @property
     def full(self) -> bool:
-        """Whether the queue is at its limit."""
+        """Whether the queue is at its limit, or all queues together are (then a client that keeps up may go on)."""
         limits = self.limits
-        return self.bytes >= limits.queue_bytes or len(self.queue) + len(self.inflight) >= limits.queue_messages
+        return (
+            self.bytes >= limits.queue_bytes
+            or len(self.queue) + len(self.inflight) >= limits.queue_messages
+            or (self.stats.queued >= limits.all_queue_bytes and (self.conn is None or bool(self.queue)))
+        )
 
     def offer(self, message: Message, manner: Manner, now: float) -> Outcome:
         """Deliver ``message``, now or when the client takes it. QoS 0 is for connected clients only, and may be dropped."""
@@ -138,6 +145,8 @@ class Session:
                 else:
                     self._send_plain(conn, message, manner, now)
             return Outcome.TAKEN
+        if self.stored and self.store.full:
+            return Outcome.REFUSED
         if (
             conn is not None
             and not self.queue
@@ -146,7 +155,9 @@ class Session:
             and not self.resend
         ):
             self._sequence += 1
-            self.bytes += message.size
+            size = message.size
+            self.bytes += size
+            self.stats.queued += size
             if self.stored:
                 self._record(message, manner, self._sequence)
             self._send(conn, (message, manner, self._sequence), now)
@@ -165,9 +176,13 @@ class Session:
         else:
             self._enqueue_plain(message, manner)
 
+    def take_back(self, message: Message, manner: Manner) -> None:
+        """Queue again what :meth:`orphans` gave, whatever the limits say: it was taken before."""
+        self._enqueue(message, manner)
+
     def _enqueue(self, message: Message, manner: Manner) -> None:
         self._sequence += 1
-        self.bytes += message.size
+        self._count(message.size)
         self.queue.append((message, manner, self._sequence))
         if self.stored:
             self._record(message, manner, self._sequence)
@@ -177,7 +192,7 @@ class Session:
             self.stats.dropped += 1
             return
         self.plain += 1
-        self.bytes += message.size
+        self._count(message.size)
         self.queue.append((message, manner, 0))
 
     def pump(self, now: float) -> None:
@@ -196,7 +211,7 @@ class Session:
             self.queue.popleft()
             if not manner.qos:
                 self.plain -= 1
-                self.bytes -= message.size
+                self._count(-message.size)
                 before, after = message.form(manner, conn.version, now)
                 if len(before) + len(after) <= conn.packet_max:
                     conn.send(before + after)
@@ -222,6 +237,8 @@ class Session:
             number = number + 1 if number < 65_535 else 1
         self._next_id = number + 1 if number < 65_535 else 1
         before, after = message.form(manner, conn.version, now)
+        if conn.alias_max:
+            before, after = conn.shorten(message.name, before, after)
         length = len(after)
         if len(before) + length + 2 > conn.packet_max:  # [MQTT-3.1.2-24], -25: as if it had been delivered
             self._finish(delivery)
@@ -244,6 +261,8 @@ class Session:
             return
         message, manner, _ = delivery
         before, after = message.form(manner, conn.version, now)
+        if conn.alias_max:
+            before, after = conn.shorten(message.name, before, after)
         if len(before) + len(after) + 2 > conn.packet_max:
             del self.inflight[number]
             self._finish(delivery)
@@ -255,14 +274,15 @@ class Session:
 
     def acknowledged(self, numbers: Iterable[int], now: float) -> None:
         """PUBACK (QoS 1), or PUBREC with an error: the client is done with these. Unknown identifiers are ignored."""
-        inflight, stored = self.inflight, self.stored
+        inflight, stored, freed = self.inflight, self.stored, 0
         for number in numbers:
             delivery = inflight.get(number)
             if delivery is not None:
                 del inflight[number]
-                self.bytes -= delivery[0].size
+                freed += delivery[0].size
                 if stored:
                     self.store.done(self.client_id, delivery[2])
+        self._count(-freed)
         self.progress = now
         if self.queue or self.slow or self.resend:
             self.pump(now)
@@ -278,7 +298,7 @@ class Session:
         self.progress = now
         if delivery is not None:
             self.inflight[number] = None
-            self.bytes -= delivery[0].size
+            self._count(-delivery[0].size)
             if self.stored:
                 self.store.released(self.client_id, number)
                 self.store.done(self.client_id, delivery[2])
@@ -313,7 +333,7 @@ class Session:
         self.conn = None
         self.resend.clear()
         if self.plain:
-            self.bytes -= sum(d[0].size for d in self.queue if not d[1].qos)
+            self._count(-sum(d[0].size for d in self.queue if not d[1].qos))
             self.queue = deque(d for d in self.queue if d[1].qos)
             self.plain = 0
         self.ease(whatever=True)
@@ -322,7 +342,9 @@ class Session:
         """Let the waiting publishers go on, if the queue is down to half (or ``whatever`` it is)."""
         limits = self.limits
         if not whatever and (
-            self.bytes > limits.queue_bytes // 2 or len(self.queue) + len(self.inflight) > limits.queue_messages // 2
+            self.bytes > limits.queue_bytes // 2
+            or len(self.queue) + len(self.inflight) > limits.queue_messages // 2
+            or (self.queue and self.stats.queued >= limits.all_queue_bytes)
         ):
             return
         self.slow = False
@@ -340,13 +362,23 @@ class Session:
             self._finish(delivery)
         return found
 
+    def _count(self, size: int) -> None:
+        self.bytes += size
+        self.stats.queued += size
+
+    def forget(self) -> None:
+        """The session ended: its messages take no room any more."""
+        self._count(-self.bytes)
+        self.inflight.clear()
+        self.queue.clear()
+
     def _record(self, message: Message, manner: Manner, sequence: int) -> None:
         self.store.queued(
             self.client_id, StoredDelivery(sequence, message, manner.qos, manner.retain, manner.identifiers)
         )
 
     def _finish(self, delivery: Delivery) -> None:
-        self.bytes -= delivery[0].size
+        self._count(-delivery[0].size)
         if self.stored:
             self.store.done(self.client_id, delivery[2])
 
@@ -361,4 +393,4 @@ class Session:
                 self.queue.append(delivery)
             else:
                 self.inflight[stored.packet_id] = delivery
-            self.bytes += stored.message.size
+            self._count(stored.message.size)

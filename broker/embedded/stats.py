@@ -17,6 +17,7 @@ class Stats:
     :param expired: messages that expired in a queue.
     :param connected: clients connected now.
     :param connections: connections since the start.
+    :param queued: bytes of the messages with QoS > 0 (and of those waiting behind them) that all sessions have now.
     """
 
     received: int = 0
@@ -26,3 +27,4 @@ class Stats:
     expired: int = 0
     connected: int = 0
     connections: int = 0
+    queued: int = 0

@@ -1,8 +1,9 @@
 """Where sessions, queued messages and retained messages are kept: the place of a durable store.
 
 The broker's own structures in memory are what it works with; it tells a store of every change that a restart must not
-forget, and the server calls :meth:`Store.commit` once per turn *before* the answers of that turn are written. So a PUBACK
-or PUBREC that leaves the broker speaks of something committed, and one commit serves all that arrived together.
+forget. What changed in a turn of the loop is sealed as one batch and written by a thread, and the answers of that turn leave
+the broker *after* it is written. So a PUBACK or PUBREC speaks of something committed, and one commit serves all that
+arrived together.
 """
 
 from __future__ import annotations
@@ -41,6 +42,17 @@ class StoredSubscription:
 
 
 @dataclass(slots=True)
+class StoredWill:
+    """The will of a client that was connected when the broker ended.
+
+    :param delay: will delay interval, seconds.
+    """
+
+    message: Message
+    delay: int
+
+
+@dataclass(slots=True)
 class StoredSession:
     """A session as a restart finds it.
 
@@ -56,20 +68,35 @@ class StoredSession:
     deliveries: list[StoredDelivery] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
     received: set[int] = field(default_factory=set)
+    will: StoredWill | None = None
+
+
+class Batch:
+    """Changes that are committed together; what is in it is the store's own."""
 
 
 class Store:
     """Keeps nothing: a restart forgets all. A durable store overrides every method, and sets ``durable``.
 
-    All are called in the broker's loop and must not raise for lack of an entry. Messages have their ``received`` in broker time
-    (monotonic): a store that outlives the process turns it into wall-clock time.
+    All are called in the broker's loop, but for :meth:`write`, and must not raise for lack of an entry. Messages have their
+    ``received`` in broker time (monotonic): a store that outlives the process turns it into wall-clock time.
     """
 
     durable: bool = False
-    """Whether the broker needs to call anything but :meth:`load` and :meth:`commit`."""
+    """Whether the broker needs to call anything but :meth:`load` and :meth:`close`."""
 
-    def load(self) -> tuple[Iterable[StoredSession], Iterable[Message]]:
-        """What was there: sessions and retained messages. Called once, at the start."""
+    full: bool = False
+    """There is no room for new messages and sessions: the broker refuses them (0x97)."""
+
+    failing: bool = False
+    """The last commit failed: sessions that are to be kept cannot be served until one succeeds."""
+
+    def load(self, now: float) -> tuple[Iterable[StoredSession], Iterable[Message]]:
+        """What was there: sessions and retained messages. Called once, at the start.
+
+        :param now: broker time.
+        :raises ConfigError: it cannot be read.
+        """
         return (), ()
 
     def save_session(self, client_id: str, user: str | None, seconds: int) -> None:
@@ -105,11 +132,29 @@ class Store:
     def forgotten(self, client_id: str, packet_id: int) -> None:
         """The client released that identifier (PUBREL)."""
 
+    def will(self, client_id: str, will: StoredWill | None) -> None:
+        """The client's will; None when it was published, or is not to be."""
+
     def retain(self, message: Message) -> None:
         """The retained message of its topic; none any more where the payload is empty."""
 
-    def commit(self) -> None:
-        """Make all of the above durable."""
+    def unretain(self, topic: str) -> None:
+        """The topic's retained message expired."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are changes that no batch has yet."""
+        return False
+
+    def seal(self) -> Batch:
+        """The changes since the last call, as one batch."""
+        return Batch()
+
+    def write(self, batch: Batch) -> None:
+        """Make a batch durable, with those before it that failed. Called in a thread, one call at a time.
+
+        :raises OSError: it could not be written; it is kept for the next call.
+        """
 
     def close(self) -> None:
-        """The broker ends."""
+        """The broker ends: write what is left. No :meth:`write` runs any more."""

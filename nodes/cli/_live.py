@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from nodes.cli.run import span
+from nodes.cli._books import span
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -32,6 +32,9 @@ def command(
     ] = None,
     users: Annotated[Path | None, typer.Option(help="File of lines name:hash; see --hash-password.")] = None,
     anonymous: Annotated[bool, typer.Option("--anonymous", help="With --users: let nameless clients in too.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder to keep sessions, their messages and retained ones in over restarts.")
+    ] = None,
     max_packet: Annotated[str | None, typer.Option(help="Largest packet taken, e.g. 16MB.")] = None,
     max_connections: Annotated[int | None, typer.Option(min=1, help="Most clients at once.")] = None,
     max_queue: Annotated[int | None, typer.Option(min=1, help="Most messages kept for one client.")] = None,
@@ -59,6 +62,7 @@ def command(
         limits=_limits(packet_bytes=_bytes(max_packet), connections=max_connections, queue_messages=max_queue),
         users=None if users is None else Users.read(users),
         anonymous=anonymous,
+        data=data,
     )
     asyncio.run(_serve(broker))
 

@@ -12,6 +12,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "graph": ("nodes.cli.graph", "Draw a topology, as Mermaid text or as an SVG picture."),
     "run": ("nodes.cli.run", "Run a topology, or the nodes of one host."),
     "tap": ("nodes.cli.tap", "Show what travels on a topic, decoded, live."),
+    "ledger": ("nodes.cli.ledger", "Print the books of a running topology: what came, what left, what is under way."),
+    "dead": ("nodes.cli.dead", "List, show and replay the messages that nodes refused."),
     "nodes": ("nodes.cli.nodes", "List the kinds of nodes, sources, steps, models and sinks, and their options."),
     "schema": ("nodes.cli.schema", "Print the JSON Schema of a topology or of the messages on the wire."),
     "broker": ("nodes.cli.broker", "Run the embedded MQTT broker by itself."),

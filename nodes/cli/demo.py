@@ -122,7 +122,7 @@ def judge(path: Path) -> Verdict:
 
 def told(outcome: Outcome, verdict: Verdict, folder: Path) -> list[str]:
     """The last lines: what came of it and where it is."""
-    from nodes.cli.run import span
+    from nodes.cli._books import span
 
     books = outcome.ledgers
     camera, store = books["camera"], books["store"]

@@ -159,33 +159,11 @@ def plain(outcome: Outcome) -> dict[str, Any]:
 
 def summary(outcome: Outcome) -> list[str]:
     """An outcome for people: a table of the books, and what they say."""
-    rows: list[tuple[str, ...]] = [
-        ("node", "in", "out", "filtered", "dropped", "dead", "held", "wait p50/p99", "process p50/p99", "restarts")
-    ]
-    for name, view in outcome.nodes.items():
-        if (book := view.books) is None:
-            rows.append((name, "-", "-", "-", "-", "-", "-", "-", "-", str(view.restarts)))
-            continue
-        came = str(sum(flow.rows for flow in book.received.values())) if book.received else ""
-        left = str(sum(flow.rows for flow in book.emitted.values())) if book.emitted else ""
-        lost = [sum(book.dropped.values()), sum(book.dead.values())]
-        rows.append(
-            (
-                name,
-                came,
-                left,
-                str(book.filtered or ""),
-                *(str(n or "") for n in lost),
-                str(book.held or ""),
-                *(_span(book.latency.get(stage)) for stage in ("wait", "process")),
-                str(view.restarts or ""),
-            )
-        )
-    lines = ["", *table(rows)]
-    for name, view in outcome.nodes.items():
-        if view.books is not None:
-            for what, counts in (("dropped", view.books.dropped), ("dead", view.books.dead)):
-                lines += [f"{name}: {n} rows {what}: {reason}" for reason, n in counts.items()]
+    from nodes.cli._books import books_table, reasons
+
+    books = {name: view.books for name, view in outcome.nodes.items()}
+    restarts = {name: str(view.restarts or "") for name, view in outcome.nodes.items()}
+    lines = ["", *books_table(books, before=("", {}), after=("restarts", restarts)), *reasons(books)]
     lines += [f"{edge}: {count} messages lost on a fast edge" for edge, count in outcome.lost.items()]
     if outcome.findings:
         lines += [f"does not balance: {finding}" for finding in outcome.findings]
@@ -194,27 +172,3 @@ def summary(outcome: Outcome) -> list[str]:
     else:
         lines.append(f"stopped after {outcome.seconds:.1f} s; the next run continues here (--fresh begins anew)")
     return lines
-
-
-def table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows as aligned lines, the first a heading; columns that are empty below it are left out. Numbers go right."""
-    shown = [i for i in range(len(rows[0])) if i == 0 or any(row[i] for row in rows[1:])]
-    widths = [max(len(row[i]) for row in rows) for i in shown]
-    out = []
-    for row in rows:
-        cells = [row[i].ljust(w) if i == 0 else row[i].rjust(w) for i, w in zip(shown, widths, strict=True)]
-        out.append("  ".join(cells).rstrip())
-    out.insert(1, "  ".join("-" * width for width in widths))
-    return out
-
-
-def span(ns: int) -> str:
-    """A duration for people: ``850 µs``, ``12.3 ms``, ``4.1 s``."""
-    for unit, size in (("s", 10**9), ("ms", 10**6)):
-        if ns >= size:
-            return f"{ns / size:.3g} {unit}"
-    return f"{ns / 1000:.0f} µs"
-
-
-def _span(percentiles: dict[str, int] | None) -> str:
-    return f"{span(percentiles['p50'])} / {span(percentiles['p99'])}" if percentiles else ""

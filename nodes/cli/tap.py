@@ -37,6 +37,9 @@ def command(
     ca: Annotated[Path | None, typer.Option(help="PEM file of the authorities to trust.")] = None,
     cert: Annotated[Path | None, typer.Option(help="PEM file of our certificate.")] = None,
     key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder of the run's state; default: .penstock/<topology> beside the file.")
+    ] = None,
 ) -> None:
     """Show what travels on a topic, decoded, live. Ctrl-C ends it."""
     access: dict[str, Any] = {"user": user, "password": os.environ.get("PENSTOCK_PASSWORD") if user else None}
@@ -44,7 +47,7 @@ def command(
     if "://" in where:
         url, pattern = where, what or "#"
     else:
-        url, pattern, own = _of_topology(Path(where), what, broker)
+        url, pattern, own = _of_topology(Path(where), what, broker, state)
         access = {name: value if value is not None else own.get(name) for name, value in access.items()}
     asyncio.run(_tap(url, pattern, access, count, as_json))
 
@@ -53,34 +56,15 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _of_topology(path: Path, what: str | None, broker: str | None) -> tuple[str, str, dict[str, str | None]]:
-    """URL, topic filter and credentials, from a topology's file."""
-    from nodes import kinds
-    from schemas.topology import load
+def _of_topology(
+    path: Path, what: str | None, broker: str | None, state: Path | None
+) -> tuple[str, str, dict[str, str | None]]:
+    """URL, topic filter and credentials, from a topology's file and, for a broker that the run starts, from its run."""
+    from nodes.cli._reach import place
 
-    topology = load(path, kinds=kinds.names("node"))
-    name = _broker_name(topology, what, broker)
-    chosen = topology.brokers[name]
-    if chosen.url is None and chosen.listen.endswith(":0"):
-        raise ConfigError(
-            f"broker {name!r} listens on any free port; give it one (listen: 127.0.0.1:1883) or tap the URL that "
-            "penstock run shows"
-        )
-
-    def beside(text: str | None) -> str | None:
-        return str(topology.base / Path(text).expanduser()) if text else None
-
-    return (
-        chosen.url or f"mqtt://{chosen.listen}",
-        _filter(topology, what),
-        {
-            "user": chosen.user,
-            "password": chosen.password.read(topology.base) if chosen.password is not None else None,
-            "ca": beside(chosen.ca),
-            "cert": beside(chosen.cert),
-            "key": beside(chosen.key),
-        },
-    )
+    found = place(path, state)
+    name = _broker_name(found.topology, what, broker)
+    return found.url(name), _filter(found.topology, what), found.access(name)
 
 
 def _broker_name(topology: Topology, what: str | None, broker: str | None) -> str:

@@ -33,9 +33,7 @@ class Config(Options):
     path: str = Field(description="the file")
     device: str | None = Field(None, description="what the readings speak of; the node's name if left out")
     device_column: str | None = Field(None, description="column that names the device of each row")
-    split: bool = Field(
-        False, description="one message for each device of a batch"
-    )
+    split: bool = Field(False, description="one message for each device of a batch")
     time: str | None = Field(None, description="column of the event time")
     time_format: str | None = Field(
         None, description="iso, s, ms, us, ns (since 1970) or a strptime format; found on a sample if left out"

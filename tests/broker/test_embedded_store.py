@@ -23,7 +23,7 @@ class Disk(Store):
         self._sessions: dict[str, StoredSession] = {}
         self._retained: dict[str, Message] = {}
 
-    def load(self) -> tuple[Iterable[StoredSession], Iterable[Message]]:
+    def load(self, now: float) -> tuple[Iterable[StoredSession], Iterable[Message]]:
         return list(deepcopy(self._sessions).values()), list(self._retained.values())
 
     def _of(self, client_id: str) -> StoredSession:

@@ -123,6 +123,16 @@ def test_a_consumer_that_left_for_good_is_waited_for_no_more() -> None:
     assert sender.waiting == []
 
 
+def test_a_consumer_seen_to_leave_is_waited_for_no_more() -> None:
+    sender = window({"a": False, "b": False})
+    push(sender, "x")
+    sender.heard("b", Ack(7, 1, 1), 0)
+    sender.left("stranger")
+    assert sender.floor == 0
+    sender.left("a")
+    assert sender.floor == 1
+
+
 def test_an_old_incarnation_is_ignored() -> None:
     receiver = ReceiveWindow()
     assert receiver.accept(5, 1, "a") == ["a"]
