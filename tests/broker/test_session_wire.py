@@ -347,7 +347,7 @@ def test_topic_aliases_are_set_once_and_used_after() -> None:
             ("v", None),
         ]
         server.hang_up()
-        await until(lambda: not session.connected)
+        await server.wait(mqtt5.ConnectPacket, 2)
         await session.publish([publication(0, "long/topic/two", 0)])
         assert [(p.topic, p.topic_alias) for p in (await server.wait(mqtt5.PublishPacket, 9))[8:]] == [
             ("long/topic/two", 1)
