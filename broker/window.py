@@ -17,7 +17,7 @@ The design follows the selective-repeat ARQ of the textbooks, with two floors (a
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -337,7 +337,8 @@ class RecentIds:
 
     def __init__(self, capacity: int = 8192, known: Iterable[str] = ()) -> None:
         self._capacity = capacity
-        self._ids: dict[str, None] = dict.fromkeys(known)
+        # not a dict: finding its first key walks over all that were deleted before
+        self._ids: OrderedDict[str, None] = OrderedDict.fromkeys(known)
 
     def add(self, ident: str) -> bool:
         """Remember ``ident``; False if it was known."""
@@ -346,7 +347,7 @@ class RecentIds:
             return False
         ids[ident] = None
         if len(ids) > self._capacity:
-            del ids[next(iter(ids))]
+            ids.popitem(last=False)
         return True
 
     def discard(self, ident: str) -> None:
