@@ -16,7 +16,8 @@ from nodes import log
 from nodes.assignment import NodeSpec
 from nodes.inputs import Item
 from nodes.operator import Chunk, Emit, Operator, Sink, Source
-from nodes.runtime import Links, Runtime, Step
+from nodes.runtime import Runtime
+from nodes.step import Links, Step
 from schemas.errors import RejectedError, SinkAwayError
 from schemas.messages import Message
 
@@ -245,7 +246,7 @@ class SourceRuntime(Runtime):
                 step.entry.drop(reason, rows)
             for payload, reason, detail, where in chunk.dead:
                 step.entry.bury(reason, 1)
-                self._deaths.append(self._letter(reason, detail, "", where, payload))
+                self.signs.deaths.append(self.signs.letter(reason, detail, "", where, payload))
         step.position = (chunks[-1].position, self._count)
         await self._deliver(step, emit)
 

@@ -9,29 +9,28 @@ first, state and answers in one transaction, and acknowledges then. What happens
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from broker.bus import Bus, Delivery, Publication, Receipt
+from broker.bus import Receipt
 from nodes import log
-from nodes.assignment import NodeSpec, Report
-from nodes.dead import SUFFIX, Burials, Letter
-from nodes.inputs import FOREIGN, REPLAYED, Edge, Inputs, Item
+from nodes.assignment import NodeSpec
+from nodes.inputs import FOREIGN, REPLAYED, Inputs, Item
 from nodes.journal import Journal
 from nodes.ledger import Books, Entry
 from nodes.operator import Emit
-from nodes.outputs import Mark, Outputs
-from schemas import codec, topics
+from nodes.outputs import Outputs
+from nodes.signs import Signs
+from nodes.step import Links, Step, Work
+from schemas import codec
 from schemas.errors import BusError, PayloadError
-from schemas.messages import Dead, End, Message, State
+from schemas.messages import End, Message
 
 COMMIT_LINGER = 0.005
 """Seconds over which done steps are gathered into one commit and one acknowledgement."""
@@ -40,48 +39,6 @@ BOOKS_EVERY = 1.0
 _MOST_STEPS = 4096
 """Steps that may wait for their answers to be done."""
 _RETRY_COMMIT = 1.0
-
-
-class Step:
-    """One call of the operator: what it came from, what it waits for, and what is booked when it is done."""
-
-    __slots__ = ("deliveries", "entry", "finishes", "ids", "mark", "position", "replayed")
-
-    def __init__(self) -> None:
-        self.entry = Entry()
-        self.mark = Mark()
-        self.finishes: dict[str, tuple[int, int]] = {}
-        self.deliveries: list[tuple[Edge, list[Delivery]]] = []
-        self.ids: dict[str, list[str]] = {}
-        self.position: Any = None
-        self.replayed: list[tuple[str, str]] = []
-
-
-@dataclass(frozen=True, slots=True)
-class Links:
-    """A node's ways out.
-
-    :param bus: its own connection, not opened yet; None when it needs none.
-    :param intake: a second connection for edges that may pause reading; None when there are none.
-    :param local: the in-process bus, opened; None when no node of this process is a neighbour.
-    :param report: sends a line to the supervisor.
-    """
-
-    bus: Bus | None
-    intake: Bus | None
-    local: Bus | None
-    report: Callable[[Report], None]
-
-
-_Work: TypeAlias = tuple[
-    list[Step],
-    dict[str, Any],
-    dict[str, list[str]],
-    list[tuple[str, int, str, bytes]],
-    dict[str, int],
-    tuple[list[Publication], list[Publication]] | None,
-]
-"""One commit: its steps, values, identities, new outbox rows, floors of the outbox, and what is sent after it."""
 
 
 class Runtime(ABC):
@@ -98,7 +55,6 @@ class Runtime(ABC):
         self.spec = spec
         self.name = spec.name
         self.books = Books(spec.name)
-        self._report = links.report
         self._state = state
         self._bus = links.bus
         self._intake = links.intake
@@ -114,9 +70,7 @@ class Runtime(ABC):
         self._idle = asyncio.Event()
         self._live: dict[str, tuple[int, int]] = {}
         self._buried: Entry = Entry()
-        self._deaths: list[Publication] = []
-        self._foreign_deaths: list[Publication] = []
-        self._dead = Burials(state / f"{spec.name}{SUFFIX}")
+        self.signs = Signs(topology, spec, links.bus, links.report, state)
         self._dropped_seen: dict[str, int] = {}
         self._ready = False
         self._left: set[str] = set()
@@ -141,7 +95,7 @@ class Runtime(ABC):
 
     async def prepare(self) -> None:
         """Open everything and subscribe, so that nothing that is sent from now on is missed."""
-        self._say("starting")
+        self.signs.say("starting")
         await self.open()
         self.journal = Journal(self._state / f"{self.name}.journal", durable=self.stateful)
         if (books := self.journal.get("books")) is not None:
@@ -183,11 +137,11 @@ class Runtime(ABC):
         await self.resume()
         await self.inputs.start()
         await self.outputs.start()
-        await self._publish_state("ready")
+        await self.signs.show_state("ready")
         self._ready = True
         for consumer in self._left:
             self.outputs.left(consumer)
-        self._say("ready")
+        self.signs.say("ready")
 
     async def resume(self) -> None:
         """Give the operator its committed state back; open a source where it stood."""
@@ -260,9 +214,9 @@ class Runtime(ABC):
             for edge in self.inputs.edges.values():
                 edge.window.ended = True
             await self.inputs.acknowledge(final=True)
-        await self._dead.close(self.name)
+        await self.signs.burials.close(self.name)
         await self._show_books()
-        await self._publish_state("ended" if self._complete else "stopped")
+        await self.signs.show_state("ended" if self._complete else "stopped")
         for bus in (self._intake, self._bus):
             if bus is not None:
                 await bus.close()
@@ -270,7 +224,7 @@ class Runtime(ABC):
             self.journal.remove()
         else:
             self.journal.close()
-        self._say("ended" if self._complete else "stopped")
+        self.signs.say("ended" if self._complete else "stopped")
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -281,9 +235,9 @@ class Runtime(ABC):
         for name, ident in step.replayed:
             if ident in self.inputs.edges[name].replayed:
                 step.ids.setdefault(f"{REPLAYED}:{name}", []).append(ident)
-        if self._deaths:
-            await self._dead.settle(self.name)
-            letters, self._deaths = self._deaths, []
+        if self.signs.deaths:
+            await self.signs.burials.settle(self.name)
+            letters, self.signs.deaths = self.signs.deaths, []
             if self._bus is not None:
                 receipt = await self._bus.publish(letters)
                 step.mark.receipt(receipt)
@@ -378,7 +332,7 @@ class Runtime(ABC):
                 log.error("cannot commit, waiting", node=self.name, reason=str(error))
                 await asyncio.sleep(_RETRY_COMMIT)
         if replayed:
-            await self._dead.done(self.name, replayed)
+            await self.signs.burials.done(self.name, replayed)
         if staged is not None:
             await self.outputs.flush(staged)
         for name, (epoch, seq) in finishes.items():
@@ -395,7 +349,7 @@ class Runtime(ABC):
         """Around an operator's call and the entry of its step: a commit of state sees both or neither."""
         return self._steady if self.stateful else nullcontext()
 
-    def _gather(self) -> _Work | None:
+    def _gather(self) -> Work | None:
         """What the next commit holds: everything as of this moment; None when there is nothing to commit."""
         steps, self._done = self._done, []
         if not steps and not self.outputs.releasable:
@@ -479,12 +433,13 @@ class Runtime(ABC):
         if born := items[0].message.born:
             latency["since-source"].add(ended - born, len(items))
 
-    # -- dead letters ----------------------------------------------------------------------------------------------
+    # -- dead letters and books ------------------------------------------------------------------------------------
 
     def _bury(self, message: Message, reason: str, detail: str, edge: str) -> None:
         if edge:
             self.inputs.edges[edge].replayed.discard(message.id)  # it may be tried again
-        self._deaths.append(self._letter(reason, detail, edge, message.id, codec.encode(message), message.rows))
+        letter = self.signs.letter(reason, detail, edge, message.id, codec.encode(message), message.rows)
+        self.signs.deaths.append(letter)
 
     def _undecodable(self, edge: str, topic: str, payload: Any, error: PayloadError) -> None:
         """Somebody published what is no message of ours on an edge's topic."""
@@ -492,42 +447,13 @@ class Runtime(ABC):
         self._buried.bury(error.reason, 1)
         count, rows = self._live.get(FOREIGN, (0, 0))
         self._live[FOREIGN] = (count + 1, rows + 1)
-        self._foreign_deaths.append(self._letter(error.reason, error.detail, edge, topic, bytes(payload)))
-
-    def _letter(self, reason: str, detail: str, edge: str, position: str, payload: bytes, rows: int = 1) -> Publication:
-        log.warning("dead letter", node=self.name, reason=reason, detail=detail[:200], position=position)
-        body = Dead(node=self.name, reason=reason, detail=detail, edge=edge, position=position, payload=payload)
-        now = time.time_ns()
-        self._dead.add(
-            Letter(first=now, reason=reason, detail=detail, edge=edge, position=position, payload=payload, rows=rows)
-        )
-        letter = Message(f"{self.name}:dead:{time.time_ns()}", self.name, time.time_ns(), body)
-        topic = topics.dead(self.topology, self.name)
-        data = codec.encode(letter)
-        limit = self._bus.max_payload if self._bus is not None else None
-        if limit is not None and len(data) + len(topic) > limit:
-            room = max(0, len(payload) - (len(data) + len(topic) - limit) - 64)
-            body = Dead(
-                node=self.name,
-                reason=reason,
-                detail=f"{detail} (the first {room} of {len(payload)} bytes)",
-                edge=edge,
-                position=position,
-                payload=payload[:room],
-            )
-            data = codec.encode(Message(letter.id, self.name, letter.time, body))
-        return Publication(topic, data, qos=1, content_type=codec.CONTENT_TYPE)
-
-    # -- life signs ------------------------------------------------------------------------------------------------
+        self.signs.foreign.append(self.signs.letter(error.reason, error.detail, edge, topic, bytes(payload)))
 
     async def _publish_books(self) -> None:
         due = time.monotonic()
         while True:
             await asyncio.sleep(0.1)
-            if self._foreign_deaths:
-                await self._dead.settle(self.name, patient=False)
-                letters, self._foreign_deaths = self._foreign_deaths, []
-                await self._send(letters)
+            await self.signs.send_foreign()
             if time.monotonic() >= due:
                 due = time.monotonic() + BOOKS_EVERY
                 await self._show_books()
@@ -535,51 +461,4 @@ class Runtime(ABC):
     async def _show_books(self) -> None:
         self.books.book(self._buried)
         self._buried = Entry()
-        book = self.books.ledger(self._live)
-        times = os.times()
-        self._report(
-            Report(
-                node=self.name,
-                ledger=book,
-                pid=os.getpid(),
-                cpu=times.user + times.system,
-                rss=resident(),
-                passing=self.passing,
-            )
-        )
-        if self._bus is not None:
-            message = Message(f"{self.name}:ledger", self.name, time.time_ns(), book)
-            await self._send([Publication(topics.ledger(self.topology, self.name), codec.encode(message), retain=True)])
-
-    async def _publish_state(self, status: str) -> None:
-        if self._bus is not None:
-            payload = state_payload(self.name, status, self.spec.host)
-            await self._send([Publication(topics.state(self.topology, self.name), payload, qos=1, retain=True)])
-
-    async def _send(self, publications: list[Publication]) -> None:
-        if self._bus is None:
-            return
-        try:
-            receipt = await self._bus.publish(publications)
-            await receipt
-        except BusError as error:
-            log.warning("not published", node=self.name, topic=publications[0].topic, reason=str(error))
-
-    def _say(self, state: str) -> None:
-        self._report(Report(node=self.name, state=state, pid=os.getpid()))
-
-
-def state_payload(node: str, status: str, host: str) -> bytes:
-    """A ``state/1`` message; also the will's."""
-    now = time.time_ns()
-    body = State(node=node, status=status, host=host, pid=os.getpid())
-    return codec.encode(Message(f"{node}:state:{now}", node, now, body))
-
-
-def resident() -> int:
-    """Resident memory of this process in bytes (Linux; 0 elsewhere)."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+        await self.signs.show_books(self.books.ledger(self._live), passing=self.passing)

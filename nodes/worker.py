@@ -25,7 +25,9 @@ from nodes import log
 from nodes.assignment import Assignment, Command, NodeSpec, Report
 from nodes.operator import Context, Operator, Sink, Source
 from nodes.runners import OperatorRuntime, SinkRuntime, SourceRuntime
-from nodes.runtime import Links, Runtime, state_payload
+from nodes.runtime import Runtime
+from nodes.signs import state_payload
+from nodes.step import Links
 from schemas import topics
 from schemas.errors import PenstockError, RunError
 
