@@ -130,13 +130,16 @@ def test_the_books_of_a_run_on_any_free_port_and_as_it_was_left(
 
 def test_watching_until_the_end(tmp_path: Path, url: str) -> None:
     path, state = site(tmp_path, f"brokers: {{site: {{url: '{url}'}}}}"), tmp_path / "state"
-    watching: list[asyncio.Task[tuple[int, str]]] = []
+    command = ["-m", "nodes.cli.main", "ledger", str(path), "--state", str(state), "--watch", "--json"]
 
-    async def look(supervisor: Supervisor) -> None:
+    async def look(supervisor: Supervisor) -> tuple[int | None, list[bytes]]:
         await until(lambda: passed(supervisor, "store") > 20)
-        watching.append(asyncio.create_task(penstock("ledger", str(path), "--state", str(state), "--watch", "--json")))
-        await until(lambda: passed(supervisor, "store") > 400)
+        watch = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stdout=subprocess.PIPE)
+        assert watch.stdout is not None
+        first = await watch.stdout.readline()  # it has seen the run before we end it
         supervisor.end()
+        rest = await watch.stdout.read()
+        return await watch.wait(), [first, *rest.splitlines()]
 
     async def both() -> None:
         from nodes.plan import prepare
@@ -144,9 +147,8 @@ def test_watching_until_the_end(tmp_path: Path, url: str) -> None:
         supervisor = Supervisor(prepare(path, state=state), state=state)
         looking = asyncio.create_task(look(supervisor))
         outcome = await supervisor.run()
-        await looking
-        code, text = await watching[0]
-        pictures = [json.loads(line) for line in text.splitlines()]
+        code, lines = await looking
+        pictures = [json.loads(line) for line in lines]
         assert code == 0
         assert len(pictures) >= 2
         assert not pictures[0]["ended"]
