@@ -128,14 +128,15 @@ class Client(Bus):
         wait, silent = options.backoff, 0
         while True:
             try:
-                lost = await self._dial(options.timeout if first.done() else deadline - loop.time())
+                left = options.timeout if first.done() else deadline - loop.time()
+                lost = await self._dial(min(left, options.timeout))
             except ConnectError as error:
                 silent = silent + 1 if isinstance(error, SilentError) else 0
-                if first.done():
-                    options.report("disconnected", str(error))
-                elif error.permanent or (self._impatient and silent >= SILENT) or loop.time() + wait / 2 >= deadline:
+                tired = error.permanent or (self._impatient and silent >= SILENT) or loop.time() + wait / 2 >= deadline
+                if tired and not first.done():
                     first.set_exception(error)
                     return
+                options.report("disconnected", str(error))
                 pause = wait * random.uniform(0.5, 1.5)  # noqa: S311 # jitter, not a secret
             else:
                 since = loop.time()

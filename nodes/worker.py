@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import signal
 import sys
@@ -105,12 +106,17 @@ def _bus(assignment: Assignment, spec: NodeSpec, nodes: Mapping[str, Runtime], s
     broker = assignment.brokers[spec.broker]
     last = Will(topics.state(assignment.topology, spec.name), state_payload(spec.name, "offline", spec.host))
 
+    told = ""
+
     def changed(state: str, reason: str) -> None:
+        nonlocal told
         if state == "connected":
+            told = ""
             log.debug("connected", node=spec.name, reason=reason)
             if (node := nodes.get(spec.name)) is not None:
                 node.reconnected()
-        else:
+        elif reason != told:  # said once, however often it is tried again
+            told = reason
             log.warning(state, node=spec.name, reason=reason)
 
     return connect(
@@ -122,6 +128,7 @@ def _bus(assignment: Assignment, spec: NodeSpec, nodes: Mapping[str, Runtime], s
         cert=broker.cert,
         key=broker.key,
         will=last if will else None,
+        patience=math.inf,  # nobody is there to start us again when the broker comes back
         on_state=changed,
     )
 

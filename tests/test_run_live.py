@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from nodes.plan import prepare
 from nodes.supervisor import Outcome, Supervisor
 
+ROOT = Path(__file__).parent.parent
 TOTAL = 3000
 TOPOLOGY = """
 topology: live
@@ -151,6 +155,27 @@ def test_the_broker_is_killed_and_all_goes_on(tmp_path: Path) -> None:
 
     outcome = run(site(tmp_path), meddle=kill)
     check(tmp_path, outcome)
+
+
+def test_a_broker_that_comes_late_is_waited_for(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path = site(tmp_path)
+    path.write_text(f"brokers: {{late: {{url: 'mqtt://127.0.0.1:{port}'}}}}\n{path.read_text()}")
+    started: list[subprocess.Popen[bytes]] = []
+
+    async def come(supervisor: Supervisor) -> None:
+        await until(lambda: all(view.state == "starting" for view in supervisor.views.values()))
+        command = [sys.executable, "-m", "broker.embedded", "--listen", f"127.0.0.1:{port}"]
+        started.append(await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.DEVNULL, cwd=ROOT))
+
+    try:
+        check(tmp_path, run(path, meddle=come))
+    finally:
+        for broker in started:
+            broker.terminate()
+            broker.wait()
 
 
 def test_a_window_is_killed_and_its_state_goes_on(tmp_path: Path) -> None:
