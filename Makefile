@@ -20,7 +20,7 @@ JOBS ?= 2
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench fuzz docs wheel lock clean
+.PHONY: help demo test check format bench fuzz chaos docs wheel lock clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -49,6 +49,9 @@ fuzz: $(READY) ## coverage-guided fuzzing of what foreign bytes reach (FOR=60 se
 	@$(BIN)/python -m pip install --quiet atheris
 	@for t in broker session message topology expression; do \
 		$(BIN)/python tests/fuzz/run_fuzz.py $$t --seconds $(or $(FOR),60) || exit 1; done
+
+chaos: $(READY) ## kill every process and cut the network of a running topology, again and again (MINUTES=5, SEED=1)
+	@$(BIN)/python tests/chaos/campaign.py --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5)
 
 docs: $(READY) ## write the generated pages anew, then check every link and command of the documentation
 	@$(BIN)/penstock nodes --markdown > docs/kinds.md.new

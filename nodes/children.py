@@ -15,6 +15,8 @@ from nodes import log
 
 _BACKOFF = (0.1, 10.0)
 """Seconds before the first restart, and at most."""
+_AFTER_WORK = 1.0
+"""Seconds at most before the restart of a child that had worked: it fell, it is not broken."""
 _STEADY = 10.0
 """Seconds after which a child counts as running well, and the backoff begins anew."""
 LONGEST_LINE = 64 * 1024 * 1024
@@ -142,13 +144,19 @@ class Keepable(Protocol):
 
 
 async def keep(
-    child: Keepable, prepare: Callable[[], None], done: Callable[[int], bool], *, started: bool = False
+    child: Keepable,
+    prepare: Callable[[], None],
+    done: Callable[[int], bool],
+    *,
+    started: bool = False,
+    worked: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run a child, and again when it fails, with backoff.
 
     :param prepare: called after each start (send it what it needs).
     :param done: called with its exit code; True: leave it ended.
     :param started: it was started already.
+    :param worked: whether it had got as far as doing its work, in the life that has just ended.
     """
     loop = asyncio.get_running_loop()
     pause, most = _BACKOFF
@@ -163,6 +171,8 @@ async def keep(
             return
         if loop.time() - began > _STEADY:
             pause = _BACKOFF[0]
+        elif worked():
+            pause = min(pause, _AFTER_WORK)
         child.restarts += 1
         log.warning(
             "process ended, starting it again", process=child.name, ended=describe(code), again_in=f"{pause:.1f}s"

@@ -242,7 +242,7 @@ class Supervisor:
         def ended(code: int) -> bool:
             return self._ended(key, code)
 
-        await keep(child, prepare, ended, started=True)
+        await keep(child, prepare, ended, started=True, worked=lambda: not self._false_starts.get(key))
 
     def _ended(self, key: tuple[str, str], code: int) -> bool:
         views = [self.views[node.name] for node in self._processes[key]]
