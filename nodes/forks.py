@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from nodes.children import LONGEST_LINE, environment, errors, lines
 from schemas.errors import RunError
 
-_UNKNOWN = -signal.SIGKILL
-"""What a worker's end counts as when the nursery died before it could tell."""
+_UNKNOWN = -1000
+"""In place of an exit code: the nursery died before it could tell. The worker may live on, or may have died with it."""
 
 
 class Nursery:
@@ -28,6 +28,7 @@ class Nursery:
         self._modules = list(modules)
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._gone: list[subprocess.Popen[bytes]] = []
         self._tokens = 0
         self._born: dict[bytes, asyncio.Future[int]] = {}
         self._ends: dict[int, asyncio.Future[int]] = {}
@@ -65,14 +66,18 @@ class Nursery:
         pid = await born
         return pid, self._ends[pid]
 
+    def kill(self) -> None:
+        """End it now (SIGKILL)."""
+        if self._process is not None:
+            self._process.kill()
+
     async def stop(self) -> None:
         """End it; its workers, if any live, are left alone."""
-        if self._process is None:
-            return
-        process = self._process
         self._died()
-        process.kill()
-        await asyncio.to_thread(process.wait)
+        for process in self._gone:
+            process.kill()
+            await asyncio.to_thread(process.wait)
+        self._gone.clear()
 
     def _read(self) -> None:
         if self._socket is None:
@@ -98,6 +103,8 @@ class Nursery:
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
+        if self._process is not None:
+            self._gone.append(self._process)
         self._socket = self._process = None
         for born in self._born.values():
             if not born.done():
@@ -162,7 +169,8 @@ class Fork:
             raise RuntimeError(f"{self.name} was not started")
         out, err = self._readers
         await asyncio.gather(lines(out, self._on_line), errors(err, self.name))
-        self.code = await asyncio.shield(self._end)  # a cancelled wait leaves the news for reap
+        code = await asyncio.shield(self._end)  # a cancelled wait leaves the news for reap
+        self.code = -signal.SIGKILL if code == _UNKNOWN else code
         self._close()
         return self.code
 
@@ -179,7 +187,7 @@ class Fork:
 
     def kill(self) -> None:
         """End it now (SIGKILL)."""
-        if self._end is not None and not self._end.done():
+        if self._end is not None and self.code is None and (not self._end.done() or self._end.result() == _UNKNOWN):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 

@@ -207,6 +207,10 @@ class Supervisor:
                 log.warning("did not finish in time, ended", node=name, seconds=GRACE)
                 self.kill(name)
 
+    def kill_nursery(self) -> None:
+        """SIGKILL the process that forks the workers; they live on, and the next one needed starts another."""
+        self._nursery.kill()
+
     def kill(self, name: str) -> None:
         """SIGKILL the process of a node. Unless we are stopping it is started again."""
         view = self.views[name]

@@ -54,3 +54,19 @@ def test_every_node_is_killed_and_nothing_is_lost_or_repeated(
     assert outcome.findings == []
     assert sum(view.restarts for view in outcome.nodes.values()) >= 3
     assert [int(v) for (v,) in rows(tmp_path / "out.sqlite", "SELECT value FROM rows ORDER BY value")] == expected()
+
+
+def test_the_nursery_is_killed_and_workers_are_still_restarted(tmp_path: Path) -> None:
+    async def kill(supervisor: Supervisor) -> None:
+        await until(lambda: passed(supervisor, "store") > 0)
+        supervisor.kill_nursery()
+        for victim in ("warm", "store"):
+            before = passed(supervisor, "store")
+            await until(lambda before=before: passed(supervisor, "store") > before)  # type: ignore[misc] # mypy knows no default arguments of lambdas
+            supervisor.kill(victim)
+
+    outcome = run(site(tmp_path, "embedded"), meddle=kill)
+    assert outcome.complete
+    assert outcome.findings == []
+    assert [outcome.nodes[name].restarts for name in ("warm", "store")] == [1, 1]
+    assert [int(v) for (v,) in rows(tmp_path / "out.sqlite", "SELECT value FROM rows ORDER BY value")] == expected()
