@@ -115,6 +115,8 @@ class SendWindow:
     :param size: most bytes kept.
     :param first: number of the first message (a durable outbox continues its numbering).
     :param earlier: epochs of this node's earlier incarnations in the same run.
+    :ivar committed: with a durable outbox, the last number that is in it: what a restart would number anew, and perhaps
+        give to another message, is not sent again. None: there is none, everything may go.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class SendWindow:
         self.kept: deque[Kept] = deque()
         self.bytes = 0
         self.resent = 0
+        self.committed: int | None = None
         self._messages = messages
         self._size = size
         self._earlier = frozenset(earlier)
@@ -198,8 +201,8 @@ class SendWindow:
         if behind or ack.hello:
             return None, self._after(peer, now)
         if ack.missing:
-            first = self.base
-            wanted = (self.kept[seq - first] for seq in ack.missing if first <= seq < self.next)
+            first, last = self.base, self._last
+            wanted = (self.kept[seq - first] for seq in ack.missing if first <= seq <= last)
             return None, self._mark([k for k in wanted if now - k.resent > REPEAT_GUARD], now)
         return None, []
 
@@ -221,8 +224,17 @@ class SendWindow:
                 out.append((peer.name, again))
         return out
 
+    @property
+    def _last(self) -> int:
+        """Last number that may be sent."""
+        return self.next - 1 if self.committed is None else self.committed
+
     def _after(self, peer: Peer, now: int) -> list[Kept]:
-        return self._mark([k for k in self.kept if k.seq > peer.received and (k.final or not peer.fast)], now)
+        last = self._last
+        return self._mark(
+            [k for k in self.kept if peer.received < k.seq <= last and (k.final or not peer.fast)],
+            now,
+        )
 
     def _mark(self, again: list[Kept], now: int) -> list[Kept]:
         for kept in again:

@@ -7,7 +7,7 @@ restart continues exactly where the last commit stood. Acknowledgements are sent
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ SEEN = 8192
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
+
+
+def packed(values: Mapping[str, Any]) -> dict[str, bytes]:
+    """Values as they are now. An operator's snapshot may hold what it goes on changing while a commit is under way."""
+    return {key: _encode(value) for key, value in values.items()}
 
 
 class Journal:
@@ -80,7 +85,7 @@ class Journal:
 
     def commit(
         self,
-        values: dict[str, Any],
+        values: Mapping[str, bytes],
         *,
         seen: Sequence[tuple[str, list[str]]] = (),
         outbox: Iterable[tuple[str, int, str, bytes]] = (),
@@ -88,6 +93,7 @@ class Journal:
     ) -> None:
         """One transaction: set ``values``, remember ``seen``, add to the ``outbox``, forget it up to its ``floors``.
 
+        :param values: as :func:`packed` gave them at the moment that the commit speaks of.
         :raises sqlite3.OperationalError: the disk is full or away; nothing was changed, try again.
         """
         db = self._db
@@ -95,7 +101,7 @@ class Journal:
         try:
             db.executemany(
                 "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                [(key, _encode(value)) for key, value in values.items()],
+                list(values.items()),
             )
             if seen:
                 rows = [(edge, len(ids), _encode(ids)) for edge, ids in seen]

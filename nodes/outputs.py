@@ -10,6 +10,8 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from broker.bus import Bus, Publication, Receipt
 from broker.window import Ack, Kept, Knock, SendWindow, pack, unpack_ack
 from nodes import log
@@ -48,6 +50,14 @@ class Mark:
         return all(window.floor >= seq for window, seq in self._numbers.values()) and all(
             receipt.done() for receipt in self._receipts
         )
+
+
+class Staged(msgspec.Struct):
+    """What waits to be sent. ``upto``: last number of each port with a durable outbox that it holds."""
+
+    remote: list[Publication]
+    local: list[Publication]
+    upto: dict[str, int]
 
 
 class Outputs:
@@ -98,6 +108,7 @@ class Outputs:
             kept = journal.outbox(port.name) if durable else []
             first = kept[0][0] if kept else numbers.get(port.name, 1)
             made = SendWindow(epoch, port.remote, messages=window, size=window_bytes, first=first, earlier=earlier)
+            made.committed = (kept[-1][0] if kept else first - 1) if durable else None
             for _, topic, payload in kept:
                 made.push(topic, payload, time.time_ns())
             self._windows[port.name] = made
@@ -243,15 +254,18 @@ class Outputs:
         floors = self._released = {name: window.floor for name, window in self._windows.items()}
         return fresh, floors, {"numbers": {name: window.next for name, window in self._windows.items()}}
 
-    def take_staged(self) -> tuple[list[Publication], list[Publication]]:
-        """What was staged so far, remote and local; the caller passes it to :meth:`flush`."""
-        staged = (self._staged, self._staged_local)
+    def take_staged(self) -> Staged:
+        """What was staged so far; the caller passes it to :meth:`flush`."""
+        upto = {name: window.next - 1 for name, window in self._windows.items()} if self._durable else {}
+        staged = Staged(self._staged, self._staged_local, upto)
         self._staged, self._staged_local = [], []
         return staged
 
-    async def flush(self, staged: tuple[list[Publication], list[Publication]], mark: Mark | None = None) -> None:
-        """Send what was staged; waits while a bus is full."""
-        remote, local = staged
+    async def flush(self, staged: Staged, mark: Mark | None = None) -> None:
+        """Send what was staged; waits while a bus is full. With a durable outbox: it is committed."""
+        remote, local = staged.remote, staged.local
+        for name, last in staged.upto.items():
+            self._windows[name].committed = last
         if local and self._local is not None:
             receipt = await self._local.publish(local)
             if not receipt.done():

@@ -22,7 +22,7 @@ from broker.bus import Receipt
 from nodes import log
 from nodes.assignment import NodeSpec
 from nodes.inputs import FOREIGN, REPLAYED, Inputs, Item
-from nodes.journal import Journal
+from nodes.journal import Journal, packed
 from nodes.ledger import Books, Entry
 from nodes.operator import Emit
 from nodes.outputs import Outputs
@@ -105,7 +105,7 @@ class Runtime(ABC):
         epochs: list[int] = self.journal.get("epochs") or []
         if not epochs or not self.stateful:
             epochs = [*epochs[-15:], max(time.time_ns(), (epochs[-1] if epochs else 0) + 1)]
-            self.journal.commit({"epochs": epochs})
+            self.journal.commit(packed({"epochs": epochs}))
         if self._bus is not None:
             await self._bus.open()
         if self._intake is not None:
@@ -319,28 +319,27 @@ class Runtime(ABC):
             work = self._gather()
         if work is None:
             return
-        steps, values, ids, fresh, outbox_floors, staged = work
+        steps, seen = work.steps, list(work.ids.items())
         finishes: dict[str, tuple[int, int]] = {}
         for step in steps:
             finishes.update(step.finishes)
         replayed = [letter for step in steps for letter in step.replayed]
-        position = values.get("position")
         while True:
             try:
                 if self.stateful:
                     await asyncio.to_thread(
-                        self.journal.commit, values, seen=list(ids.items()), outbox=fresh, floors=outbox_floors
+                        self.journal.commit, work.values, seen=seen, outbox=work.outbox, floors=work.floors
                     )
                 else:
-                    self.journal.commit(values, seen=list(ids.items()))
+                    self.journal.commit(work.values, seen=seen)
                 break
             except sqlite3.OperationalError as error:
                 log.error("cannot commit, waiting", node=self.name, reason=str(error))
                 await asyncio.sleep(_RETRY_COMMIT)
         if replayed:
             await self.signs.burials.done(self.name, replayed)
-        if staged is not None:
-            await self.outputs.flush(staged)
+        if work.staged is not None:
+            await self.outputs.flush(work.staged)
         for name, (epoch, seq) in finishes.items():
             self.inputs.edges[name].window.finish(epoch, seq)
         for step in steps:
@@ -348,8 +347,8 @@ class Runtime(ABC):
                 if edge.subscription is not None:
                     edge.subscription.acknowledge(deliveries)
         await self.inputs.acknowledge()
-        if position is not None:
-            await self.settled(position)
+        if work.position is not None:
+            await self.settled(work.position)
 
     def _whole(self) -> AbstractAsyncContextManager[object]:
         """Around an operator's call and the entry of its step: a commit of state sees both or neither."""
@@ -382,7 +381,8 @@ class Runtime(ABC):
             values["ended"] = list(self.inputs.edges)
         self.snapshot(values)
         staged = self.outputs.take_staged() if self.stateful else None
-        return steps, values, ids, fresh, outbox_floors, staged
+        position = values.get("position")
+        return Work(steps, packed(values), ids, fresh, outbox_floors, staged, position)
 
     def snapshot(self, values: dict[str, Any]) -> None:
         """Add the operator's state to a commit."""

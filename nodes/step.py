@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from broker.bus import Bus, Delivery, Publication
+from broker.bus import Bus, Delivery
 from nodes.assignment import Report
 from nodes.inputs import Edge
 from nodes.ledger import Entry
-from nodes.outputs import Mark
+from nodes.outputs import Mark, Staged
 
 
 class Step:
@@ -44,12 +44,22 @@ class Links:
     report: Callable[[Report], None]
 
 
-Work: TypeAlias = tuple[
-    list[Step],
-    dict[str, Any],
-    dict[str, list[str]],
-    list[tuple[str, int, str, bytes]],
-    dict[str, int],
-    tuple[list[Publication], list[Publication]] | None,
-]
-"""One commit: its steps, values, identities, new outbox rows, floors of the outbox, and what is sent after it."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one commit holds, all as of one moment.
+
+    :param values: for the journal, encoded: what they were made from goes on changing while the commit is under way.
+    :param ids: identities taken, by edge.
+    :param outbox: (port, number, topic, payload) of new rows of a durable outbox.
+    :param floors: numbers up to which its rows may be forgotten, by port.
+    :param staged: what is sent after the commit.
+    :param position: a source's.
+    """
+
+    steps: list[Step]
+    values: dict[str, bytes]
+    ids: dict[str, list[str]]
+    outbox: list[tuple[str, int, str, bytes]]
+    floors: dict[str, int]
+    staged: Staged | None
+    position: Any

@@ -23,7 +23,7 @@ def run(
     meddle: Meddle | None = None,
     within: float = 50.0,
 ) -> Outcome:
-    """Run the topology in ``path`` to its end.
+    """Run the topology in ``path`` to its end. What fails in ``meddle`` fails here.
 
     :raises TimeoutError: it did not end ``within`` so many seconds.
     """
@@ -38,7 +38,9 @@ def run(
         finally:
             if meddling is not None:
                 meddling.cancel()
-                await asyncio.gather(meddling, return_exceptions=True)
+                (error,) = await asyncio.gather(meddling, return_exceptions=True)
+        if meddling is not None and isinstance(error, Exception):
+            raise error
         return outcome
 
     return asyncio.run(go())

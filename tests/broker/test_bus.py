@@ -485,9 +485,8 @@ async def test_a_cancelled_subscribe_leaves_no_subscription(site: Site) -> None:
 # links
 
 
-@everywhere
-async def test_nothing_is_lost_while_the_link_is_cut_again_and_again(site: Site) -> None:
-    want(site, "the in-process bus has no link", networked=True)
+async def cut_again_and_again(site: Site) -> list[int]:
+    """2000 numbers at QoS 1 over a link that is cut four times: what came, until each had come."""
     assert isinstance(site, NetworkSite)
     states: list[str] = []
     there = await site.open(client_id=site.topic("a").replace("/", "-"), session_expiry=60)
@@ -517,9 +516,15 @@ async def test_nothing_is_lost_while_the_link_is_cut_again_and_again(site: Site)
     await writer
     await asyncio.gather(*receipts)
     assert cuts == 4
-    assert list(dict.fromkeys(got)) == list(range(2000))
     assert states.count("connected") >= 4
     assert states.count("disconnected") >= 4
+    return got
+
+
+@everywhere
+async def test_nothing_is_lost_while_the_link_is_cut_again_and_again(site: Site) -> None:
+    want(site, "the in-process bus has no link", networked=True)
+    assert list(dict.fromkeys(await cut_again_and_again(site))) == list(range(2000))
 
 
 @everywhere

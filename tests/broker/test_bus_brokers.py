@@ -30,6 +30,7 @@ EXCEPTIONS = {
     ("nats", "test_a_shared_group_gets_each_message_once"),
     ("nats", "test_wildcards"),
     ("nats", "test_what_is_not_acknowledged_comes_again_to_the_next_bus_of_the_session"),
+    ("nats", "test_nothing_is_lost_while_the_link_is_cut_again_and_again"),
 }
 Scenario = Callable[[Site], Awaitable[None]]
 
@@ -92,6 +93,14 @@ def test_a_shared_group_gets_nothing(broker: str) -> None:
         await (await bus.publish(test_bus.numbers(site, site.topic("work"), 20, qos=1)))
         assert sequence(await collect(outside, 20)) == list(range(20))
         await nothing(member, 0.3)
+
+    on(broker, scenario)
+
+
+@pytest.mark.parametrize("broker", [param("nats")])
+def test_nats_loses_nothing_while_the_link_is_cut_but_may_change_the_order(broker: str) -> None:
+    async def scenario(site: Site) -> None:
+        assert sorted(set(await test_bus.cut_again_and_again(site))) == list(range(2000))
 
     on(broker, scenario)
 

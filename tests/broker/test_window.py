@@ -54,6 +54,20 @@ def test_bytes_bound_the_window_too() -> None:
     assert (full, sender.room, sender.bytes) == (False, True, 5)
 
 
+def test_what_a_durable_outbox_does_not_hold_yet_is_not_sent_again() -> None:
+    sender = window()
+    sender.committed = 0
+    for text in ("x", "y", "z"):
+        push(sender, text)
+    sender.committed = 2
+    hello = sender.heard("c", Ack(7, 0, 0, hello=True), 0)[1]
+    assert [k.seq for k in hello] == [1, 2]
+    assert [k.seq for k in sender.heard("c", Ack(7, 0, 0, (1, 2, 3)), SECOND)[1]] == [1, 2]
+    assert [k.seq for _, again in sender.due(60 * SECOND) for k in again] == [1, 2]
+    sender.committed = 3
+    assert [k.seq for _, again in sender.due(120 * SECOND) for k in again] == [1, 2, 3]
+
+
 def test_a_consumer_of_another_numbering_is_told_ours() -> None:
     sender = window()
     push(sender, "x")
