@@ -159,9 +159,9 @@ class Publisher(threading.Thread):
         while True:
             while len(self._open) < self.window and not self.ended.is_set():
                 self._id = self._id % 60_000 + 1
-                self._open[self._id] = self._number
-                wire.send(self._packet(self._id, self._number, again=False))
-                self._number += 1
+                fresh, self._number = self._number, self._number + 1  # before it is sent: that may fail half-way
+                self._open[self._id] = fresh
+                wire.send(self._packet(self._id, fresh, again=False))
             if not self._open:
                 return
             packet = wire.read()
