@@ -40,6 +40,7 @@ class Ack(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     :param missing: numbers after ``received`` that are lacking while later ones are there.
     :param hello: the consumer has just subscribed: what was sent before may not have reached it.
     :param ended: the stream's end is done and the consumer is gone for good.
+    :param rooted: its state is on its disk: nobody can take its part over while it is away.
     """
 
     epoch: int
@@ -48,13 +49,18 @@ class Ack(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     missing: tuple[int, ...] = ()
     hello: bool = False
     ended: bool = False
+    rooted: bool = False
 
 
-class Knock(msgspec.Struct, frozen=True, array_like=True):
-    """What a producer tells a consumer: my numbering is ``epoch``, and the first that I still have is ``base``."""
+class Knock(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """What a producer tells a consumer: my numbering is ``epoch``, and the first that I still have is ``base``.
+
+    :param rooted: as in :class:`Ack`, of the producer.
+    """
 
     epoch: int
     base: int
+    rooted: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -188,7 +194,7 @@ class SendWindow:
                 self._release()
                 return None, []
             peer.received = peer.done = self.base - 1
-            return Knock(self.epoch, self.base), []
+            return Knock(self.epoch, self.base, self.committed is not None), []
         peer.ended = ack.ended
         behind = ack.received < peer.received
         if ack.received > peer.received or ack.done > peer.done:
@@ -197,7 +203,9 @@ class SendWindow:
         peer.done = max(peer.done, ack.done)
         self._release()
         if ack.received < self.base - 1 and not peer.fast:
-            return Knock(self.epoch, self.base), self._after(peer, now) if behind or ack.hello else []
+            return Knock(self.epoch, self.base, self.committed is not None), self._after(
+                peer, now
+            ) if behind or ack.hello else []
         if behind or ack.hello:
             return None, self._after(peer, now)
         if ack.missing:
@@ -205,6 +213,13 @@ class SendWindow:
             wanted = (self.kept[seq - first] for seq in ack.missing if first <= seq <= last)
             return None, self._mark([k for k in wanted if now - k.resent > REPEAT_GUARD], now)
         return None, []
+
+    def withdraw(self) -> list[Kept]:
+        """Give up what is kept, but for the stream's end: somebody else is to get it. It counts as done here."""
+        gone = [kept for kept in self.kept if not kept.final]
+        self.kept = deque(kept for kept in self.kept if kept.final)
+        self.bytes = sum(len(kept.payload) for kept in self.kept)
+        return gone
 
     def left(self, name: str) -> None:
         """A consumer has ended and left for good: somebody saw it who knows (the supervisor)."""
@@ -316,7 +331,7 @@ class ReceiveWindow:
             self.done = seq
             self.changed = True
 
-    def ack(self, *, hello: bool = False) -> Ack:
+    def ack(self, *, hello: bool = False, rooted: bool = False) -> Ack:
         """What to tell the producer now."""
         self.changed = False
         missing: tuple[int, ...] = ()
@@ -325,7 +340,7 @@ class ReceiveWindow:
             missing = tuple(
                 seq for seq in range(self.next, min(last, self.next + MOST_MISSING)) if seq not in self._early
             )
-        return Ack(self.epoch, self.next - 1, self.done, missing, hello, self.ended)
+        return Ack(self.epoch, self.next - 1, self.done, missing, hello, self.ended, rooted)
 
     def _begin(self, epoch: int, first: int) -> None:
         self.epoch = epoch

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
@@ -47,6 +47,8 @@ class Watermark(Options):
 class Config(Options):
     """Options of ``aggregate``."""
 
+    timed: ClassVar[bool] = True
+
     window: Window = Field(
         description="a duration (tumbling), or {tumbling: 10s}, {sliding: {size: 1min, every: 10s}}, {session: {gap: 30s}},"
         " {count: 100}, {count: {size: 100, every: 10}}"
@@ -70,6 +72,9 @@ class Config(Options):
     limit: PositiveInt = Field(
         100_000, description="most open groups (windows x keys); rows that need one more are dropped", le=10_000_000
     )
+
+    def whole(self) -> str | None:
+        return None if "source" in self.by else "its groups hold rows of several sources; group by source"
 
     def accepts(self) -> frozenset[str] | None:
         return ROW_TYPES

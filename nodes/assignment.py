@@ -19,6 +19,9 @@ class InEdge(msgspec.Struct, frozen=True, kw_only=True):
     :param safe: acknowledged after the effect; otherwise ``overflow`` says what a full queue does.
     :param queue: most messages queued.
     :param marked: another edge of this node may bring the same identities; answers get the edge's name.
+    :param streams: names of the producer's replicas, by number; the producer's own name alone if it has none.
+    :param lane: we are a replica, and what is ours comes on topics of our own.
+    :param merged: the streams are put in the order of their times, see :mod:`nodes.merge`.
     """
 
     producer: str
@@ -28,11 +31,25 @@ class InEdge(msgspec.Struct, frozen=True, kw_only=True):
     queue: int
     overflow: Overflow = "block"
     marked: bool = False
+    streams: list[str] = []
+    lane: bool = False
+    merged: bool = False
 
     @property
     def name(self) -> str:
         """``<producer>.<port>``."""
         return f"{self.producer}.{self.port}"
+
+
+class Team(msgspec.Struct, frozen=True, kw_only=True):
+    """A consumer with replicas: each source's messages go to one of them.
+
+    :param members: their names, by number.
+    :param fast: whether the edge is ``fast``.
+    """
+
+    members: list[str]
+    fast: bool
 
 
 class OutPort(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,16 +58,24 @@ class OutPort(msgspec.Struct, frozen=True, kw_only=True):
     :param local: whether a node of the same process reads it.
     :param remote: consumers by MQTT: name → whether that edge is ``fast``.
     :param publish: whether it is published by MQTT at all (somebody reads it there, or the user wants to see it).
+    :param teams: consumers with replicas, by the name that the user gave.
     """
 
     name: str
     local: bool
     remote: dict[str, bool]
     publish: bool
+    teams: dict[str, Team] = {}
 
 
 class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One node. ``config`` is what the user wrote; it was found valid."""
+    """One node. ``config`` is what the user wrote; it was found valid.
+
+    :param durable: what it sends is kept on its disk until it is done.
+    :param logical: the name that the user gave, which messages and their topics have; ``name`` is one of its replicas.
+    :param replica: number of this replica, from 0.
+    :param replicas: how many there are.
+    """
 
     name: str
     kind: str
@@ -59,6 +84,15 @@ class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
     outputs: list[OutPort]
     host: str
     broker: str
+    durable: bool = False
+    logical: str = ""
+    replica: int = 0
+    replicas: int = 1
+
+    @property
+    def public(self) -> str:
+        """The name that others see in topics and identities."""
+        return self.logical or self.name
 
 
 class Broker(msgspec.Struct, frozen=True, kw_only=True):

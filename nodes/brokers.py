@@ -189,6 +189,8 @@ def relays(plan: Plan, urls: Mapping[str, str], host: str | None) -> list[Corout
         up, down = pairs.setdefault(key, ([], []))
         there = [f"{edge.topic}/#", topics.again(plan.topology.name, edge.consumer, edge.producer, edge.port)]
         back = [topics.ack(plan.topology.name, edge.producer, edge.port, edge.consumer)]
+        if edge.lane:
+            back.append(topics.state(plan.topology.name, edge.consumer))
         forward = ends[0] is low
         (up if forward else down).extend(there)
         (down if forward else up).extend(back)

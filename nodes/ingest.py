@@ -21,6 +21,9 @@ class Config(VariantConfig):
     family: ClassVar[str] = "source"
     source: str = Field(description="kind of source; its own options stand beside it")
 
+    def whole(self) -> str | None:
+        return "each would read all of it"
+
 
 def variants() -> dict[str, type[Options]]:
     """Every kind of source with its options."""

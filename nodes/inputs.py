@@ -14,10 +14,14 @@ from broker.bus import Bus, Delivery, Overflow, Publication, Subscription
 from broker.window import ReceiveWindow, RecentIds, pack, unpack_knock
 from nodes.assignment import InEdge
 from nodes.journal import SEEN, Journal
+from nodes.lanes import TAKEOVER, newest
+from nodes.merge import FLOOR, Merge
 from schemas import codec, topics
 from schemas.errors import PayloadError
-from schemas.messages import End, Message
+from schemas.messages import End, Message, Progress, State
 
+MOST_REPLICAS = 64
+"""An epoch's remainder by this is the number of the replica that it is of."""
 _HEARTBEAT = 0.3
 """Seconds after which a producer hears of arrivals whose effects are not done yet."""
 FOREIGN = "foreign"
@@ -29,20 +33,45 @@ REPLAYED = "replayed"
 class Item(msgspec.Struct, gc=False):
     """A message on its way through a node.
 
+    :param stream: the one it came by.
     :param number: (epoch, seq) on a numbered edge.
     :param delivery: the local bus's, to be acknowledged.
     :param arrived: ns since the epoch.
     :param foreign: not of the producer's numbered stream; taken whatever its identity.
     :param again: foreign, and a dead letter of ours that is replayed.
+    :param mark: event time that the stream has come to with it, where streams are merged.
     """
 
-    edge: Edge
+    stream: Stream
     message: Message
     arrived: int
     number: tuple[int, int] | None = None
     delivery: Delivery | None = None
     foreign: bool = False
     again: bool = False
+    mark: int = FLOOR
+
+    @property
+    def edge(self) -> Edge:
+        """The edge that its stream is of."""
+        return self.stream.edge
+
+
+class Stream:
+    """What one producer sends by an edge; a producer with replicas is several.
+
+    :ivar name: ``<producer>.<port>``, where the producer may be a replica.
+    """
+
+    def __init__(self, edge: Edge, producer: str, journal: Journal) -> None:
+        self.edge = edge
+        self.producer = producer
+        self.name = f"{producer}.{edge.spec.port}"
+        epoch, done = (journal.get("floors") or {}).get(self.name, (0, 0))
+        self.window = ReceiveWindow(epoch=epoch, done=done)
+        self.ended = False
+        self.away: float | None = None
+        self.rooted = False
 
 
 class Edge:
@@ -51,14 +80,23 @@ class Edge:
     def __init__(self, spec: InEdge, journal: Journal, known: Sequence[str], replayed: Sequence[str]) -> None:
         self.spec = spec
         self.name = spec.name
-        epoch, done = (journal.get("floors") or {}).get(spec.name, (0, 0))
-        self.window = ReceiveWindow(epoch=epoch, done=done)
+        self.streams = [Stream(self, producer, journal) for producer in spec.streams or [spec.producer]]
+        marks = journal.get("marks") or {}
+        self.merge = Merge[Item]([marks.get(stream.name, FLOOR) for stream in self.streams]) if spec.merged else None
         self.ids = RecentIds(SEEN, known)
         self.replayed = RecentIds(SEEN, replayed)
         self.subscription: Subscription | None = None
         self.endings: Subscription | None = None
         self.dropped = 0
-        self.ended = False
+
+    @property
+    def ended(self) -> bool:
+        """All of its streams have ended."""
+        return all(stream.ended for stream in self.streams)
+
+    def stream(self, epoch: int) -> Stream:
+        """The stream with this numbering: an epoch tells its producer's number."""
+        return self.streams[epoch % MOST_REPLICAS] if epoch % MOST_REPLICAS < len(self.streams) else self.streams[0]
 
     @property
     def remote(self) -> bool:
@@ -71,6 +109,7 @@ class Inputs:
 
     :param control: the connection that also sends; acknowledgements go by it.
     :param data: the connection that data come by; another one when an edge may pause reading.
+    :param rooted: our state keeps our part of the work with us, see :class:`~broker.window.Ack`.
     :param undecodable: called with (edge name, topic, payload, error) for what is no message.
     """
 
@@ -85,6 +124,7 @@ class Inputs:
         local: Bus | None,
         journal: Journal,
         undecodable: Callable[[str, str, Any, PayloadError], None],
+        rooted: bool = False,
         most_queued: int = 2048,
     ) -> None:
         seen = journal.seen()
@@ -94,6 +134,7 @@ class Inputs:
         self._data = data
         self._local = local
         self._undecodable = undecodable
+        self._rooted = rooted
         self._most = most_queued
         self._queue: deque[Item] = deque()
         self._arrived = asyncio.Event()
@@ -103,6 +144,7 @@ class Inputs:
             spec.name: Edge(spec, journal, seen.get(spec.name, ()), seen.get(f"{REPLAYED}:{spec.name}", ()))
             for spec in edges
         }
+        self.streams = {stream.name: stream for edge in self.edges.values() for stream in edge.streams}
         self.repeated: dict[str, int] = {}
 
     @property
@@ -128,6 +170,9 @@ class Inputs:
 
     async def _subscribe(self, edge: Edge) -> None:
         spec, base = edge.spec, topics.output(self._topology, edge.spec.producer, edge.spec.port)
+        patterns = [f"{base}/#"]
+        if spec.lane:
+            patterns = [topics.lane(self._topology, self._node, stream.producer, spec.port) for stream in edge.streams]
         bus = self._data if edge.remote else self._local
         if bus is None:
             raise ValueError(f"{self._node}: no bus for {edge.name}")
@@ -135,11 +180,9 @@ class Inputs:
             # on a safe edge what does not fit is left out here and sent again: reading never stops for it
             overflow: Overflow = "sample" if spec.safe else spec.overflow
             size = 2 * spec.queue if spec.safe else spec.queue
-            edge.subscription = await bus.subscribe(
-                [f"{base}/#"], qos=0, capacity=size, overflow=overflow, retained=False
-            )
+            edge.subscription = await bus.subscribe(patterns, qos=0, capacity=size, overflow=overflow, retained=False)
         elif spec.safe:
-            edge.subscription = await bus.subscribe([f"{base}/#"], qos=1, capacity=spec.queue)
+            edge.subscription = await bus.subscribe(patterns, qos=1, capacity=spec.queue)
         else:
             # the end must not be dropped where data may be: it comes by a queue of its own
             edge.subscription = await bus.subscribe([f"{base}/+"], qos=0, capacity=spec.queue, overflow=spec.overflow)
@@ -163,7 +206,7 @@ class Inputs:
         if edge.endings is not None:
             for delivery in await edge.endings.receive():
                 await self._drained(edge)
-                self._put(edge, [Item(edge, delivery.payload, time.time_ns(), None, delivery)])
+                self._put(edge.streams[0], [Item(edge.streams[0], delivery.payload, time.time_ns(), None, delivery)])
 
     async def _drained(self, edge: Edge) -> None:
         while edge.subscription is not None and edge.subscription.queued:  # noqa: ASYNC110 - rare, and over soon
@@ -175,18 +218,63 @@ class Inputs:
             knocked = False
             for delivery in await self._again.receive():
                 parts = delivery.topic.split("/")
-                edge = self.edges.get(f"{parts[3]}.{parts[4]}") if len(parts) == 5 else None
-                if edge is None:
+                name = f"{parts[3]}.{parts[4]}" if len(parts) == 5 else ""
+                if (stream := self.streams.get(name)) is not None:
+                    edge = stream.edge
+                elif (found := self.edges.get(name)) is not None:  # a dead letter: it knows the edge only
+                    edge, stream = found, found.streams[0]
+                else:
                     continue
                 if edge.remote and (knock := unpack_knock(delivery.payload)) is not None:
                     knocked = True
-                    self._put(edge, edge.window.knocked(knock))
+                    stream.rooted = knock.rooted
+                    self._put(stream, stream.window.knocked(knock))
                 else:
                     if not edge.spec.safe:
                         await self._drained(edge)
                     self._take(edge, [delivery], again=True)
             if knocked:
                 await self.acknowledge(hello=True)
+
+    async def watch(self) -> None:
+        """See which replicas among the producers of merged streams are away, for ever; a task of the runtime's."""
+        merged = [stream for stream in self.streams.values() if stream.edge.merge is not None]
+        if not merged or self._control is None:
+            return
+        states = [topics.state(self._topology, stream.producer) for stream in merged]
+        told = await self._control.subscribe(states, qos=1, capacity=4096, overflow="latest")
+        listening = asyncio.create_task(self._listen(told, merged))
+        try:
+            while True:
+                await asyncio.sleep(_HEARTBEAT)
+                for stream in merged:
+                    self._release(stream)
+        finally:
+            listening.cancel()
+
+    async def _listen(self, states: Subscription, merged: Sequence[Stream]) -> None:
+        while True:
+            for delivery in (batch := await states.receive()):
+                try:
+                    body = codec.decode(delivery.payload).body
+                except PayloadError:
+                    continue
+                for stream in merged:
+                    if isinstance(body, State) and stream.producer == body.node:
+                        gone = body.status in {"offline", "stopped"}
+                        stream.away = (stream.away or time.monotonic()) if gone else None
+            states.acknowledge(batch)
+
+    def _release(self, stream: Stream) -> None:
+        """Wait no more for a stream whose replica has been away for so long that others have its part."""
+        merge = stream.edge.merge
+        if merge is None or stream.away is None or stream.rooted or time.monotonic() - stream.away < TAKEOVER:
+            return
+        side = merge.sides[stream.edge.streams.index(stream)]
+        if not side.away:
+            side.away = True
+            self._queue.extend(merge.free())
+            self._arrived.set()
 
     async def heartbeat(self) -> None:
         """Tell producers of arrivals, for ever; a task of the runtime's."""
@@ -205,13 +293,13 @@ class Inputs:
         kept = hello or final
         acks = [
             Publication(
-                topics.ack(self._topology, edge.spec.producer, edge.spec.port, self._node),
-                pack(edge.window.ack(hello=hello)),
+                topics.ack(self._topology, stream.producer, stream.edge.spec.port, self._node),
+                pack(stream.window.ack(hello=hello, rooted=self._rooted)),
                 qos=1 if kept else 0,
                 retain=kept,
             )
-            for edge in self.edges.values()
-            if edge.remote and (kept or edge.window.changed)
+            for stream in self.streams.values()
+            if stream.edge.remote and (kept or stream.window.changed)
         ]
         if acks:
             receipt = await self._control.publish(acks)
@@ -266,11 +354,11 @@ class Inputs:
         return False
 
     def _take(self, edge: Edge, batch: Sequence[Delivery], *, again: bool = False) -> None:
-        now = time.time_ns()
+        now, first = time.time_ns(), edge.streams[0]
         if not edge.remote and not again:
-            self._put(edge, [Item(edge, d.payload, now, None, d) for d in batch])
+            self._put(first, [Item(first, d.payload, now, None, d) for d in batch])
             return
-        window, numbered = edge.window, edge.spec.safe
+        numbered, single = edge.spec.safe, len(edge.streams) == 1
         for delivery in batch:
             trace = next((value for key, value in delivery.properties if key == "traceparent"), None)
             try:
@@ -278,29 +366,47 @@ class Inputs:
             except PayloadError as error:
                 self._undecodable(edge.name, delivery.topic, delivery.payload, error)
                 continue
-            item = Item(edge, message, now, (epoch, seq) if seq else None)
+            stream = first if single else edge.stream(epoch)
+            item = Item(stream, message, now, (epoch, seq) if seq else None)
             if again and not seq:
                 item.foreign = item.again = True
-                self._put(edge, [item])
+                self._put(stream, [item])
             elif not edge.remote:
                 continue
             elif seq and numbered:
-                self._put(edge, window.accept(epoch, seq, item))
+                self._put(stream, stream.window.accept(epoch, seq, item))
             elif isinstance(message.body, End):
-                if seq and window.jump(epoch, seq):
-                    self._put(edge, [item])
+                if seq and stream.window.jump(epoch, seq):
+                    self._put(stream, [item])
             else:
                 item.number = None
                 item.foreign = numbered
-                self._put(edge, [item])
+                self._put(stream, [item])
 
-    def _put(self, edge: Edge, items: Sequence[Item]) -> None:
+    def _put(self, stream: Stream, items: Sequence[Item]) -> None:
         if items:
+            stream.away = None
+            if (merge := stream.edge.merge) is not None and not items[0].foreign:
+                number = stream.edge.streams.index(stream)
+                merge.sides[number].away = False
+                for item in items:
+                    _merge(merge, number, item)
+                items = merge.free()
             self._queue.extend(items)
             self._arrived.set()
-        if edge.window.repeated:
-            self.repeated[edge.name] = self.repeated.get(edge.name, 0) + edge.window.repeated
-            edge.window.repeated = 0
+        if stream.window.repeated:
+            name = stream.edge.name
+            self.repeated[name] = self.repeated.get(name, 0) + stream.window.repeated
+            stream.window.repeated = 0
+
+
+def _merge(merge: Merge[Item], number: int, item: Item) -> None:
+    body = item.message.body
+    if isinstance(body, End):
+        item.mark = merge.put(number, FLOOR, item)
+        merge.sides[number].over = True
+    else:
+        item.mark = merge.put(number, body.time if isinstance(body, Progress) else newest(item.message), item)
 
 
 def _ignore(receipt: asyncio.Future[None]) -> None:

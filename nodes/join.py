@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
@@ -27,6 +27,8 @@ def _names(value: object) -> object:
 
 class Config(Options):
     """Options of ``join``."""
+
+    timed: ClassVar[bool] = True
 
     within: Annotated[Duration, AfterValidator(limited)] = Field(
         description="most time between two rows that belong together"
@@ -53,6 +55,9 @@ class Config(Options):
     limit: PositiveInt = Field(
         100_000, description="most rows that wait of one input; the oldest are dropped", le=10_000_000
     )
+
+    def whole(self) -> str | None:
+        return None if "source" in self.by else "partners may be of different sources; join by source"
 
     def accepts(self) -> frozenset[str] | None:
         return ROW_TYPES

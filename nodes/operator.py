@@ -154,6 +154,14 @@ class Operator(ABC):
         """When :meth:`tick` is wanted next, ns since the epoch; None: not at all. Asked after every call."""
         return None
 
+    def advance(self, edge: str, time: int, emit: Emit) -> int:
+        """The stream of this in-edge has come to this event time (ns), though it brought no row of it.
+
+        Told where the node or one before it has replicas. Answers the time that our own stream has come to by that.
+        """
+        del edge, emit
+        return time
+
     def ended(self, edge: str, emit: Emit) -> None:
         """The stream of this in-edge is complete, that of others may not be. Called before :meth:`finish`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,9 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    timed: ClassVar[bool] = False
+    """It closes something by event time, so messages of several replicas are to be put in the order of their times."""
 
     def check(self, context: Context) -> None:
         """Find what can be known to be wrong before running: files that are not there, expressions, units.
@@ -38,6 +41,10 @@ class Options(BaseModel):
 
     def accepts(self) -> frozenset[str] | None:
         """Body types that may come in; None: any. Sources answer the empty set."""
+        return None
+
+    def whole(self) -> str | None:
+        """Why several replicas of it, each with a part of the sources, would not do what one does; None: they would."""
         return None
 
     @classmethod

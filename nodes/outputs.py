@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import msgspec
 
 from broker.bus import Bus, Publication, Receipt
 from broker.window import Ack, Kept, Knock, SendWindow, pack, unpack_ack
 from nodes import log
-from nodes.assignment import OutPort
+from nodes.assignment import NodeSpec
+from nodes.channel import Channel, Mark
 from nodes.journal import Journal
+from nodes.lanes import Lanes, Member, by_source, newest
+from nodes.merge import FLOOR
 from schemas import codec, topics
-from schemas.errors import BusError, ClosedError, PacketTooLargeError, PublishFailedError
-from schemas.messages import End, Message
+from schemas.errors import BusError, ClosedError, PacketTooLargeError, PayloadError, PublishFailedError
+from schemas.messages import End, Message, Progress, State
 
 _RESEND_CHECK = 0.25
 """Seconds between looks for what has had no progress."""
@@ -27,33 +31,8 @@ _PATIENCE = 5.0
 """Seconds of silence of a consumer before we say that we wait for it."""
 
 
-class Mark:
-    """What has to be acknowledged before the effect of one step is done: numbers on ports, receipts of the local bus."""
-
-    __slots__ = ("_numbers", "_receipts")
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, tuple[SendWindow, int]] = {}
-        self._receipts: list[Receipt] = []
-
-    def number(self, port: str, window: SendWindow, seq: int) -> None:
-        """Wait for ``seq`` of ``port``."""
-        self._numbers[port] = (window, seq)
-
-    def receipt(self, receipt: Receipt) -> None:
-        """Wait for the local bus."""
-        self._receipts.append(receipt)
-
-    @property
-    def done(self) -> bool:
-        """Whether everything is acknowledged."""
-        return all(window.floor >= seq for window, seq in self._numbers.values()) and all(
-            receipt.done() for receipt in self._receipts
-        )
-
-
 class Staged(msgspec.Struct):
-    """What waits to be sent. ``upto``: last number of each port with a durable outbox that it holds."""
+    """What waits to be sent. ``upto``: last number of each channel with a durable outbox that it holds."""
 
     remote: list[Publication]
     local: list[Publication]
@@ -73,8 +52,7 @@ class Outputs:
     def __init__(
         self,
         topology: str,
-        node: str,
-        ports: Sequence[OutPort],
+        spec: NodeSpec,
         *,
         bus: Bus | None,
         local: Bus | None,
@@ -87,108 +65,222 @@ class Outputs:
         window_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self._topology = topology
-        self._node = node
-        self._ports = {port.name: port for port in ports}
+        self._node = spec.name
+        self._public = spec.public
+        self._ports = {port.name: port for port in spec.outputs}
         self._bus = bus
         self._local = local
         self._durable = durable
         self._progress = progress
         self._room = asyncio.Event()
         self._heard = asyncio.Event()
-        self._windows: dict[str, SendWindow] = {}
+        self._channels: dict[str, Channel] = {}
+        self._lanes: dict[str, list[Lanes]] = {}
         self._staged: list[Publication] = []
         self._staged_local: list[Publication] = []
         self._fresh: list[tuple[str, int, str, bytes]] = []
         self._receipts: set[Receipt] = set()
-        self._released: dict[str, int] = {}
+        self._advanced = FLOOR
         numbers = (journal.get("numbers") or {}) if durable else {}
-        for port in ports:
-            if not port.remote:
-                continue
-            kept = journal.outbox(port.name) if durable else []
-            first = kept[0][0] if kept else numbers.get(port.name, 1)
-            made = SendWindow(epoch, port.remote, messages=window, size=window_bytes, first=first, earlier=earlier)
-            made.committed = (kept[-1][0] if kept else first - 1) if durable else None
+
+        def channel(key: str, port: str, peers: dict[str, bool], lane: str | None = None) -> Channel:
+            kept = journal.outbox(key) if durable else []
+            first = kept[0][0] if kept else numbers.get(key, 1)
+            made = SendWindow(epoch, peers, messages=window, size=window_bytes, first=first, earlier=earlier)
+            end = topics.output(topology, self._public, port)
             for _, topic, payload in kept:
-                made.push(topic, payload, time.time_ns())
-            self._windows[port.name] = made
-            if durable:
-                self._released[port.name] = made.floor
+                made.push(
+                    topic, payload, time.time_ns(), final=topic == end or (lane is not None and any(peers.values()))
+                )
+            made.committed = made.next - 1 if durable else None
+            found = self._channels[key] = Channel(key, port, made, lane)
+            return found
+
+        for port in spec.outputs:
+            if port.remote:
+                channel(port.name, port.name, port.remote)
+            for target, team in port.teams.items():
+                members = []
+                for name in team.members:
+                    lane = topics.lane(topology, name, self._node, port.name)
+                    members.append(Member(name, channel(f"{port.name}/{name}", port.name, {name: team.fast}, lane)))
+                self._lanes.setdefault(port.name, []).append(Lanes(self._node, target, members))
 
     @property
     def waiting(self) -> list[str]:
         """Remote consumers that were never heard of."""
-        return sorted({name for window in self._windows.values() for name in window.waiting})
+        return sorted({name for channel in self._channels.values() for name in channel.window.waiting})
 
     @property
     def idle(self) -> bool:
         """Nothing is kept any more: every consumer is done with everything."""
-        return not any(window.kept for window in self._windows.values()) and not self._receipts
+        return self._receipts == set() and not any(
+            channel.window.kept or channel.floor != channel.window.floor
+            for channel in self._channels.values()
+            if not self._is_taken(channel)
+        )
 
     @property
     def releasable(self) -> bool:
         """The durable outbox holds rows that are done and may be forgotten."""
-        return self._durable and self._released != {name: window.floor for name, window in self._windows.items()}
+        return self._durable and any(c.released != c.window.floor for c in self._channels.values())
 
     @property
     def backlog(self) -> int:
         """Messages sent and not yet done."""
-        return sum(len(window.kept) for window in self._windows.values())
+        return sum(len(channel.window.kept) for channel in self._channels.values())
+
+    @property
+    def moved(self) -> dict[str, int]:
+        """By consumer: messages that one of its replicas took over from another."""
+        return {lanes.target: lanes.moved for several in self._lanes.values() for lanes in several if lanes.moved}
 
     def left(self, consumer: str) -> None:
         """A consumer has ended and left; its last acknowledgement may have been lost with a broker."""
-        for window in self._windows.values():
-            window.left(consumer)
+        for channel in self._channels.values():
+            channel.window.left(consumer)
         self._heard.set()
         self._moved()
 
     async def start(self) -> None:
         """Listen for acknowledgements and make ourselves known to the consumers."""
-        if self._bus is None or not self._windows:
+        if self._bus is None or not self._channels:
             return
         pattern = f"{self._topology}/{self._node}/ack/#"
         self._acks = await self._bus.subscribe([pattern], qos=1, capacity=4096, overflow="latest")
+        if teams := [member for _, _, member in self._members()]:
+            states = [topics.state(self._topology, member.name) for member in teams]
+            self._states = await self._bus.subscribe(states, qos=1, capacity=4096, overflow="latest")
         await self.knock()
 
     async def listen(self) -> None:
         """Take acknowledgements for ever; a task of the runtime's."""
-        if self._bus is None or not self._windows:
+        if self._bus is None or not self._channels:
             return
         while True:
             for delivery in (batch := await self._acks.receive()):
                 parts = delivery.topic.split("/")
-                if (
-                    len(parts) == 5
-                    and (window := self._windows.get(parts[3]))
-                    and (ack := unpack_ack(delivery.payload))
-                ):
-                    await self._acknowledged(parts[3], parts[4], window, ack)
+                if len(parts) != 5 or (ack := unpack_ack(delivery.payload)) is None:
+                    continue
+                channel = self._channels.get(f"{parts[3]}/{parts[4]}") or self._channels.get(parts[3])
+                if channel is not None:
+                    await self._acknowledged(channel, parts[4], ack)
             self._acks.acknowledge(batch)
             self._moved()
+
+    async def watch(self) -> None:
+        """Take the states of consumers that are replicas, for ever; a task of the runtime's."""
+        if self._bus is None or not self._lanes:
+            return
+        while True:
+            for delivery in (batch := await self._states.receive()):
+                try:
+                    body = codec.decode(delivery.payload).body
+                except PayloadError:
+                    continue
+                if isinstance(body, State):
+                    for _, lanes, member in self._members():
+                        if member.name == body.node:
+                            lanes.told(member.name, body.status, time.monotonic())
+            self._states.acknowledge(batch)
+
+    def _members(self) -> Iterator[tuple[str, Lanes, Member]]:
+        for port, several in self._lanes.items():
+            for lanes in several:
+                for member in lanes.members.values():
+                    yield port, lanes, member
+
+    def _is_taken(self, channel: Channel) -> bool:
+        return any(member.channel is channel and member.taken for _, _, member in self._members())
 
     async def resend(self) -> None:
         """Send again what has had no progress, for ever; a task of the runtime's."""
         quiet = time.monotonic() + _PATIENCE
-        while self._bus is not None and self._windows:
+        while self._bus is not None and self._channels:
             await asyncio.sleep(_RESEND_CHECK)
             now = time.time_ns()
-            for port, window in self._windows.items():
-                for consumer, kept in window.due(now):
-                    await self._again(port, consumer, kept)
+            for channel in self._channels.values():
+                for consumer, kept in channel.window.due(now):
+                    await self._again(channel, consumer, kept)
+            for several in self._lanes.values():
+                for lanes in several:
+                    await self._divide(lanes)
             if self.waiting and time.monotonic() > quiet:
                 quiet = time.monotonic() + 6 * _PATIENCE
                 log.info("waiting for consumers", node=self._node, consumers=", ".join(self.waiting))
                 await self.knock()
 
+    async def _divide(self, lanes: Lanes) -> None:
+        """See which replicas are there, and move what belongs to those that are not."""
+        for member in lanes.lost(time.monotonic()):
+            channel, floor, now = member.channel, member.channel.window.floor, time.time_ns()
+            debts: dict[str, tuple[Channel, int]] = {}
+            moved: list[Publication] = []
+            for kept in channel.window.withdraw():
+                message, _, _ = codec.decode_sequenced(kept.payload)
+                there = lanes.of(message.source or self._public)
+                debts[there.key] = (there, there.window.next)
+                payload = self._encode(there, message)
+                self._keep(there, there.lane or "", payload, now)
+                moved.append(_publication(message, there.lane or "", payload, 1))
+            channel.owe(debts, floor)
+            lanes.moved += len(moved)
+            log.warning("replica is away, others take over", node=self._node, replica=member.name, messages=len(moved))
+            if self._durable:
+                self._staged += moved  # they leave after their commit
+            elif moved and self._bus is not None:
+                await self._bus.publish(moved)
+            self._moved()
+        if lanes.settled():
+            self._moved()
+        if (behind := lanes.behind()) and self._bus is not None:
+            told = [self._tell(member.channel, lanes.newest) for member in behind]
+            if self._durable:
+                self._staged += told
+                self._progress()
+            else:
+                await self._bus.publish(told)
+
+    def advance(self, time: int) -> None:
+        """Stage that every port has come to this event time, if it was not told before (a replica passes it on)."""
+        if time <= self._advanced:
+            return
+        self._advanced = time
+        for channel in self._channels.values():
+            self._staged.append(self._tell(channel, time))
+
+    def _tell(self, channel: Channel, time_: int) -> Publication:
+        message = Message(f"{self._public}:progress", self._public, time_, Progress(time=time_))
+        topic = channel.lane or topics.output(self._topology, self._public, channel.port)
+        payload = self._encode(channel, message)
+        if channel.window.sequenced:
+            self._keep(channel, topic, payload, time.time_ns())
+        return _publication(message, topic, payload, 1 if channel.window.sequenced else 0)
+
+    def divided(self, sent: Sequence[tuple[str, Message]]) -> list[tuple[str, Message]]:
+        """Messages with rows of several devices in parts, where a reader has replicas."""
+        return [(port, part) for port, m in sent for part in (by_source(m) if port in self._lanes else [m])]
+
     async def ready(self) -> None:
-        """Wait until every remote consumer was heard of, so that what is sent first is not lost."""
-        while self.waiting:
+        """Wait until remote consumers were heard of, so that what is sent first is not lost; a durable outbox loses nothing."""
+        while any(
+            not peer.heard and not peer.ended and (peer.fast or not self._durable)
+            for channel in self._channels.values()
+            for peer in channel.window.peers.values()
+        ):
             self._heard.clear()
             await self._heard.wait()
 
+    @property
+    def _open(self) -> bool:
+        """Every channel has room, and no replica waits for its part."""
+        return all(c.window.room or self._is_taken(c) for c in self._channels.values()) and not any(
+            lanes.settling for several in self._lanes.values() for lanes in several
+        )
+
     async def room(self) -> None:
         """Wait until every port has room: the back-pressure of the slowest consumer."""
-        while any(not window.room for window in self._windows.values()):
+        while not self._open:
             self._room.clear()
             await self._room.wait()
 
@@ -203,46 +295,56 @@ class Outputs:
             port = self._ports.get(name)
             if port is None:
                 continue
-            topic = topics.output(self._topology, self._node, name, message.source or self._node)
-            if port.publish and self._bus is not None:
-                window = self._windows.get(name)
-                if window is not None and window.sequenced:
-                    payload = codec.encode(message, epoch=window.epoch, seq=window.next)
-                else:
-                    payload = codec.encode(message)
-                limit = self._bus.max_payload
-                if limit is not None and len(payload) + len(topic) > limit:
-                    refused.append((message, f"{len(payload)} bytes, the broker takes at most {limit}"))
-                    continue
-                if window is not None and window.sequenced:
-                    if self._durable:
-                        self._fresh.append((name, window.next, topic, payload))
-                    mark.number(name, window, window.next)
-                    window.push(topic, payload, now)
-                    qos = 1
-                else:
-                    qos = 0
-                properties = (("traceparent", message.trace),) if message.trace else ()
-                self._staged.append(
-                    Publication(topic, payload, qos=qos, properties=properties, content_type=codec.CONTENT_TYPE)
-                )
+            source = message.source or self._public
+            topic = topics.output(self._topology, self._public, name, source)
+            ways: list[tuple[Channel | None, str]] = []
+            if self._bus is not None:
+                if port.publish:
+                    ways.append((self._channels.get(name), topic))
+                for lanes in self._lanes.get(name, ()):
+                    lanes.newest = max(lanes.newest, newest(message))
+                    channel = lanes.of(source)
+                    ways.append((channel, channel.lane or topic))
+            coded = [(way, to, self._encode(way, message)) for way, to in ways]
+            limit = self._bus.max_payload if self._bus is not None else None
+            if limit is not None and (over := max((len(p) + len(to) for _, to, p in coded), default=0)) > limit:
+                refused.append((message, f"{over} bytes, the broker takes at most {limit}"))
+                continue
+            for way, to, payload in coded:
+                numbered = way is not None and way.window.sequenced
+                if way is not None and numbered:
+                    mark.number(way, way.window.next)
+                    self._keep(way, to, payload, now)
+                self._staged.append(_publication(message, to, payload, 1 if numbered else 0))
             if port.local:
                 self._staged_local.append(Publication(topic, message, qos=1))
         return refused
+
+    def _encode(self, way: Channel | None, message: Message, *, always: bool = False) -> bytes:
+        if way is None or not (always or way.window.sequenced):
+            return codec.encode(message)
+        return codec.encode(message, epoch=way.window.epoch, seq=way.window.next)
+
+    def _keep(self, way: Channel, topic: str, payload: bytes, now: int, *, final: bool = False) -> None:
+        """Keep what was encoded with the next number of a channel until it is done."""
+        if self._durable:
+            self._fresh.append((way.key, way.window.next, topic, payload))
+        way.window.push(topic, payload, now, final=final)
 
     def end(self, mark: Mark, messages: dict[str, int]) -> None:
         """Stage the end of every port's stream; ``messages`` were sent on each."""
         now = time.time_ns()
         for name, port in self._ports.items():
-            message = Message(f"{self._node}:end", self._node, now, End(messages=messages.get(name, 0)))
-            topic = topics.output(self._topology, self._node, name)
-            if (window := self._windows.get(name)) is not None:
-                payload = codec.encode(message, epoch=window.epoch, seq=window.next)
-                mark.number(name, window, window.next)
-                window.push(topic, payload, now, final=True)
-                self._staged.append(Publication(topic, payload, qos=1, content_type=codec.CONTENT_TYPE))
-            elif port.publish and self._bus is not None:
-                self._staged.append(Publication(topic, codec.encode(message), qos=1, content_type=codec.CONTENT_TYPE))
+            message = Message(f"{self._public}:end", self._public, now, End(messages=messages.get(name, 0)))
+            topic = topics.output(self._topology, self._public, name)
+            ways = [channel for channel in self._channels.values() if channel.port == name]
+            for channel in ways:
+                to, payload = channel.lane or topic, self._encode(channel, message, always=True)
+                mark.number(channel, channel.window.next)
+                self._keep(channel, to, payload, now, final=True)
+                self._staged.append(_publication(message, to, payload, 1))
+            if name not in self._channels and port.publish and self._bus is not None:
+                self._staged.append(_publication(message, topic, codec.encode(message), 1))
             if port.local:
                 self._staged_local.append(Publication(topic, message, qos=1))
 
@@ -251,12 +353,14 @@ class Outputs:
         fresh, self._fresh = self._fresh, []
         if not self._durable:
             return fresh, {}, {}
-        floors = self._released = {name: window.floor for name, window in self._windows.items()}
-        return fresh, floors, {"numbers": {name: window.next for name, window in self._windows.items()}}
+        for channel in self._channels.values():
+            channel.released = channel.window.floor
+        floors = {key: channel.released for key, channel in self._channels.items()}
+        return fresh, floors, {"numbers": {key: channel.window.next for key, channel in self._channels.items()}}
 
     def take_staged(self) -> Staged:
         """What was staged so far; the caller passes it to :meth:`flush`."""
-        upto = {name: window.next - 1 for name, window in self._windows.items()} if self._durable else {}
+        upto = {key: channel.window.next - 1 for key, channel in self._channels.items()} if self._durable else {}
         staged = Staged(self._staged, self._staged_local, upto)
         self._staged, self._staged_local = [], []
         return staged
@@ -264,8 +368,8 @@ class Outputs:
     async def flush(self, staged: Staged, mark: Mark | None = None) -> None:
         """Send what was staged; waits while a bus is full. With a durable outbox: it is committed."""
         remote, local = staged.remote, staged.local
-        for name, last in staged.upto.items():
-            self._windows[name].committed = last
+        for key, last in staged.upto.items():
+            self._channels[key].window.committed = last
         if local and self._local is not None:
             receipt = await self._local.publish(local)
             if not receipt.done():
@@ -280,32 +384,34 @@ class Outputs:
     async def knock(self) -> None:
         """Tell every remote consumer where our numbering begins; they answer with where they stand."""
         knocks = [
-            Publication(topics.again(self._topology, consumer, self._node, port), pack(Knock(w.epoch, w.base)), qos=0)
-            for port, w in self._windows.items()
-            for consumer in w.peers
+            self._control(channel, consumer, pack(Knock(channel.window.epoch, channel.window.base, self._durable)))
+            for channel in self._channels.values()
+            for consumer in channel.window.peers
         ]
         if knocks and self._bus is not None:
             await self._bus.publish(knocks)
 
-    async def _acknowledged(self, port: str, consumer: str, window: SendWindow, ack: Ack) -> None:
-        knock, kept = window.heard(consumer, ack, time.time_ns())
-        if not window.waiting:
-            self._heard.set()
-        if knock is not None and self._bus is not None:
-            topic = topics.again(self._topology, consumer, self._node, port)
-            await self._bus.publish([Publication(topic, pack(knock), qos=0)])
-        if kept:
-            await self._again(port, consumer, kept)
+    def _control(self, channel: Channel, consumer: str, payload: bytes) -> Publication:
+        return Publication(topics.again(self._topology, consumer, self._node, channel.port), payload, qos=0)
 
-    async def _again(self, port: str, consumer: str, kept: Sequence[Kept]) -> None:
+    async def _acknowledged(self, channel: Channel, consumer: str, ack: Ack) -> None:
+        knock, again = channel.window.heard(consumer, ack, time.time_ns())
+        for lanes in self._lanes.get(channel.port, ()):
+            lanes.rooted(consumer, rooted=ack.rooted)
+        self._heard.set()
+        if knock is not None and self._bus is not None:
+            await self._bus.publish([self._control(channel, consumer, pack(knock))])
+        if again:
+            await self._again(channel, consumer, again)
+
+    async def _again(self, channel: Channel, consumer: str, kept: Sequence[Kept]) -> None:
         if self._bus is None:
             return
-        log.debug("sent again", node=self._node, port=port, consumer=consumer, messages=len(kept))
-        topic = topics.again(self._topology, consumer, self._node, port)
-        await self._bus.publish([Publication(topic, k.payload, qos=0) for k in kept])
+        log.debug("sent again", node=self._node, port=channel.port, consumer=consumer, messages=len(kept))
+        await self._bus.publish([self._control(channel, consumer, k.payload) for k in kept])
 
     def _moved(self) -> None:
-        if all(window.room for window in self._windows.values()):
+        if self._open:
             self._room.set()
         self._progress()
 
@@ -323,3 +429,8 @@ class Outputs:
         )
         level = log.warning if all(isinstance(e, PacketTooLargeError) for e in reasons) else log.error
         level("the broker refused a message", node=self._node, count=len(reasons), reason=str(reasons[0]))
+
+
+def _publication(message: Message, topic: str, payload: bytes, qos: Literal[0, 1]) -> Publication:
+    properties = (("traceparent", message.trace),) if message.trace else ()
+    return Publication(topic, payload, qos=qos, properties=properties, content_type=codec.CONTENT_TYPE)

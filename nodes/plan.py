@@ -17,6 +17,7 @@ from nodes import kinds
 from nodes.operator import Context, Flow
 from nodes.options import Options
 from nodes.planned import Carrier, Plan, PlannedEdge, PlannedNode
+from nodes.replicas import expanded
 from nodes.variants import VariantConfig
 from schemas import topics
 from schemas.errors import ConfigError, Problem, did_you_mean
@@ -106,12 +107,13 @@ class _Planner:
         for name in order:
             self._follow(nodes[name])
         self._unread()
+        self._replicas()
         if self.problems or self.topology.repeated:
             raise self.topology.error(self.problems)
         edges = {name: [self._edge(nodes[name], edge) for edge in nodes[name].inputs] for name in order}
         every = [edge for some in edges.values() for edge in some]
         planned = {name: self._node(nodes[name], edges[name], every) for name in order}
-        return Plan(self.topology, planned, every)
+        return expanded(Plan(self.topology, planned, every))
 
     def _wrong(self, node: str, path: tuple[str | int, ...], message: str, *, on_key: bool = False) -> None:
         self.problems.append(Problem(("nodes", node, *path), message, on_key=on_key))
@@ -252,6 +254,18 @@ class _Planner:
                 message = "no node reads this; read it, or say publish: always for readers outside of the topology"
                 self._wrong(node.name, (), message, on_key=True)
 
+    def _replicas(self) -> None:
+        """Nodes that cannot have replicas, and names that replicas take."""
+        for node in self.topology.nodes.values():
+            config = self.configs.get(node.name)
+            if len(node.hosts) < 2 or config is None:
+                continue
+            if (reason := config.whole()) is not None:
+                self._wrong(node.name, (), f"{self._called(node)} cannot have replicas: {reason}", on_key=True)
+            for name in node.members:
+                if name in self.topology.nodes:
+                    self._wrong(name, (), f"{name!r} is the name of a replica of {node.name!r}", on_key=True)
+
     def _edge(self, node: Node, edge: Edge) -> PlannedEdge:
         producer = self.topology.nodes[edge.producer]
         hosts = self.topology.hosts
@@ -277,6 +291,8 @@ class _Planner:
             overflow=options.overflow or "block",
             carrier=carrier,
             topic=topics.output(self.topology.name, edge.producer, edge.port),
+            origin=edge.producer,
+            target=node.name,
         )
 
     def _node(self, node: Node, inputs: list[PlannedEdge], every: list[PlannedEdge]) -> PlannedNode:
@@ -293,6 +309,9 @@ class _Planner:
             broker=self.topology.hosts[node.host],
             process=_label(node),
             publish=node.publish,
+            durable=node.durable,
+            logical=node.name,
+            replicas=len(node.hosts),
         )
 
 

@@ -22,7 +22,10 @@ class PlannedEdge:
     :param overflow: what a full queue does; always ``block`` on a safe edge.
     :param carrier: ``local``: both ends in one process; ``mqtt``: by the broker that both hosts use; ``relay``: the two
         hosts use different brokers.
-    :param topic: ``<topology>/<producer>/<port>``; messages are on ``<topic>/<source>``.
+    :param topic: ``<topology>/<producer>/<port>``; messages are on ``<topic>/<source>``. On a lane: the lane's own topic.
+    :param origin: the producer as the user named it, where ``producer`` is one of its replicas.
+    :param target: likewise the consumer.
+    :param lane: the consumer has replicas, and its part of the messages goes to this one alone.
     """
 
     name: str
@@ -35,6 +38,9 @@ class PlannedEdge:
     overflow: Overflow
     carrier: Carrier
     topic: str
+    origin: str
+    target: str
+    lane: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,10 @@ class PlannedNode:
     :param consumers: edges that read it.
     :param broker: name of its host's broker.
     :param process: label of its process on its host; its own name unless the user groups nodes.
+    :param durable: what it sends is kept on its disk until it is done.
+    :param logical: the name that the user gave; ``name`` is one of its replicas, ``<logical>-<number>``, if it has any.
+    :param replica: number of this replica, from 0.
+    :param replicas: how many there are.
     """
 
     name: str
@@ -62,10 +72,16 @@ class PlannedNode:
     broker: str
     process: str
     publish: Literal["auto", "always"]
+    durable: bool
+    logical: str
+    replica: int = 0
+    replicas: int = 1
 
     def published(self, port: str) -> bool:
         """Whether what leaves by ``port`` goes to the broker (also)."""
-        return self.publish == "always" or any(e.port == port and e.carrier != "local" for e in self.consumers)
+        return self.publish == "always" or any(
+            e.port == port and e.carrier != "local" and not e.lane for e in self.consumers
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,10 +36,11 @@ class OperatorRuntime(Runtime):
         self._thread: ThreadPoolExecutor | None = None
         self._marked = False
         self._told: set[str] = set()
+        self._times: dict[str, int] = {}
 
     async def open(self) -> None:
         self.operator.open()
-        self.stateful = self.operator.snapshot() is not None
+        self.stateful = self.spec.durable or self.operator.snapshot() is not None
         if self.operator.blocking:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.name)
         self.passing = not self.operator.absorbs and self.spec.kind not in {"custom", "join"}
@@ -55,8 +56,8 @@ class OperatorRuntime(Runtime):
             self.operator.restore(state)
 
     def snapshot(self, values: dict[str, Any]) -> None:
-        if self.stateful:
-            values["state"] = self.operator.snapshot()
+        if self.stateful and (state := self.operator.snapshot()) is not None:
+            values["state"] = state
 
     async def work(self) -> None:
         operator = self.operator
@@ -75,7 +76,7 @@ class OperatorRuntime(Runtime):
                     emit, held = Emit(), operator.held()
                     operator.tick(now, emit)
                     await self._answer(emit, held)
-        if not self.journal.get("ended"):
+        if not self.journal.get("finished"):
             async with self._whole():
                 emit, held = Emit(), operator.held()
                 operator.finish(emit)
@@ -96,6 +97,10 @@ class OperatorRuntime(Runtime):
                 emit.sent = [(port, _mark(message, edge)) for port, message in emit.sent]
             for message, reason, detail in emit.dead:
                 self._bury(message, reason, detail, edge)
+        for time_ in step.progress.values():
+            self._times[edge] = max(self._times.get(edge, time_), self.operator.advance(edge, time_, emit))
+            if len(self._times) == len(self.inputs.edges):
+                step.advanced = min(self._times.values())
         self._book(step, sum(message.rows for message in messages), emit, held)
         await self._deliver(step, emit)
 
@@ -178,6 +183,7 @@ class SourceRuntime(Runtime):
 
     async def open(self) -> None:
         """Opened where it stood, in :meth:`resume`."""
+        self.stateful = self.spec.durable
 
     async def resume(self) -> None:
         position, self._count = self.journal.get("position") or (None, 0)
@@ -192,6 +198,8 @@ class SourceRuntime(Runtime):
         await self.source.settled(position[0])
 
     async def work(self) -> None:
+        if self.journal.get("finished"):  # its end is in the outbox
+            return
         pump = asyncio.create_task(self._pump())
         ending = asyncio.create_task(self._ending.wait())
         ending.add_done_callback(lambda _: self._have.set())
@@ -199,7 +207,8 @@ class SourceRuntime(Runtime):
             while not self._ending.is_set():
                 if chunks := self._take_chunks():
                     await self.outputs.room()
-                    await self._send_on(chunks)
+                    async with self._whole():
+                        await self._send_on(chunks)
                 elif pump.done():
                     break
                 else:
@@ -212,7 +221,8 @@ class SourceRuntime(Runtime):
         if pump.done() and not pump.cancelled() and (error := pump.exception()) is not None:
             raise error
         if not self._stopping.is_set():
-            await self._finish(Emit())
+            async with self._whole():
+                await self._finish(Emit())
 
     async def _pump(self) -> None:
         """Draw chunks. What the source has ready is gathered; as soon as it waits, what there is goes on."""
@@ -279,7 +289,7 @@ class SinkRuntime(Runtime):
             items = await self.inputs.take(self.sink.max_batch, self.sink.linger, None)
             if items and not await self._write(items):
                 return
-        if not self.journal.get("ended"):
+        if not self.journal.get("finished"):
             await self._finish(Emit())
 
     async def _write(self, items: list[Item]) -> bool:

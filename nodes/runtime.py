@@ -21,16 +21,17 @@ from typing import Any
 from broker.bus import Receipt
 from nodes import log
 from nodes.assignment import NodeSpec
-from nodes.inputs import FOREIGN, REPLAYED, Inputs, Item
+from nodes.inputs import FOREIGN, MOST_REPLICAS, REPLAYED, Inputs, Item
 from nodes.journal import Journal, packed
+from nodes.lanes import TAKEOVER
 from nodes.ledger import Books, Entry
 from nodes.operator import Emit
 from nodes.outputs import Outputs
 from nodes.signs import Signs
 from nodes.step import Links, Step, Work
 from schemas import codec
-from schemas.errors import BusError, PayloadError
-from schemas.messages import End, Message
+from schemas.errors import BusError, PayloadError, RunError
+from schemas.messages import End, Message, Progress
 
 COMMIT_LINGER = 0.005
 """Seconds over which done steps are gathered into one commit and one acknowledgement."""
@@ -39,6 +40,12 @@ BOOKS_EVERY = 1.0
 _MOST_STEPS = 4096
 """Steps that may wait for their answers to be done."""
 _RETRY_COMMIT = 1.0
+_FENCE = TAKEOVER - 1.0
+"""Seconds without a link after which a replica begins anew."""
+
+
+class FencedError(RunError):
+    """A replica was away for so long that others may have taken its part over; its supervisor starts it again."""
 
 
 class Runtime(ABC):
@@ -79,6 +86,9 @@ class Runtime(ABC):
         self._finished = False
         self._committing = False
         self._steady = asyncio.Lock()
+        self._marks: dict[str, int] = {}
+        self._cut_at: float | None = None
+        self._fenced: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -104,7 +114,8 @@ class Runtime(ABC):
             self._sent = {port: messages for port, (messages, _) in self.books.total.emitted.items()}
         epochs: list[int] = self.journal.get("epochs") or []
         if not epochs or not self.stateful:
-            epochs = [*epochs[-15:], max(time.time_ns(), (epochs[-1] if epochs else 0) + 1)]
+            newest = max(time.time_ns() // MOST_REPLICAS, (epochs[-1] if epochs else 0) // MOST_REPLICAS + 1)
+            epochs = [*epochs[-15:], newest * MOST_REPLICAS + self.spec.replica]
             self.journal.commit(packed({"epochs": epochs}))
         if self._bus is not None:
             await self._bus.open()
@@ -112,8 +123,7 @@ class Runtime(ABC):
             await self._intake.open()
         self.outputs = Outputs(
             self.topology,
-            self.name,
-            self.spec.outputs,
+            self.spec,
             bus=self._bus,
             local=self._local,
             journal=self.journal,
@@ -131,9 +141,11 @@ class Runtime(ABC):
             local=self._local,
             journal=self.journal,
             undecodable=self._undecodable,
+            rooted=self.stateful,
         )
+        self._marks = self.journal.get("marks") or {}
         for name in self.journal.get("ended") or ():
-            self.inputs.edges[name].ended = True
+            self.inputs.streams[name].ended = True
         await self.resume()
         await self.inputs.start()
         await self.outputs.start()
@@ -150,11 +162,14 @@ class Runtime(ABC):
         """Work until done; then leave. Whatever fails here fails the node."""
         helpers = [
             self.outputs.listen(),
+            self.outputs.watch(),
             self.outputs.resend(),
             self.inputs.receive_again(),
+            self.inputs.watch(),
             self.inputs.heartbeat(),
             self._commits(),
             self._publish_books(),
+            self._fence(),
             *(self.inputs.receive(edge) for edge in self.inputs.edges.values()),
             *(self.inputs.receive_end(edge) for edge in self.inputs.edges.values()),
         ]
@@ -190,15 +205,30 @@ class Runtime(ABC):
         """For a source: as if the data had ended here."""
         self._ending.set()
 
+    def disconnected(self) -> None:
+        """The link is gone."""
+        if self._cut_at is None:
+            self._cut_at = time.monotonic()
+
     def reconnected(self) -> None:
         """The link is there again: what was on its way may be lost, so both sides say where they stand."""
-        if self._ready:
+        away = time.monotonic() - self._cut_at if self._cut_at is not None else 0.0
+        self._cut_at = None
+        if self._ready and self.spec.replicas > 1 and not self.stateful and away > _FENCE:
+            self._fenced.set_result(away)
+        elif self._ready:
             self._greeting = asyncio.get_running_loop().create_task(self._greet())
+
+    async def _fence(self) -> None:
+        """A replica that was cut off for long: others may have its part, so what it still holds must not go out late."""
+        away = await self._fenced
+        raise FencedError(f"was cut off for {away:.1f} s; begins anew, for other replicas may have taken its part over")
 
     async def _greet(self) -> None:
         try:
             await self.inputs.acknowledge(hello=True)
             await self.outputs.knock()
+            await self.signs.show_state("ready")  # our will may have said that we are gone
         except BusError as error:
             log.debug("not greeted", node=self.name, reason=str(error))
 
@@ -211,8 +241,8 @@ class Runtime(ABC):
 
     async def _leave(self) -> None:
         if self._complete:
-            for edge in self.inputs.edges.values():
-                edge.window.ended = True
+            for stream in self.inputs.streams.values():
+                stream.window.ended = True
             await self.inputs.acknowledge(final=True)
         await self.signs.burials.close(self.name)
         await self._show_books()
@@ -232,6 +262,8 @@ class Runtime(ABC):
         """Number the answers of a step and send them, or stage them for the commit of an operator with state."""
         if emit.sent:
             self._stage(step, emit)
+        if step.advanced is not None and self.spec.replicas > 1:
+            self.outputs.advance(step.advanced)
         for name, ident in step.replayed:
             if ident in self.inputs.edges[name].replayed:
                 step.ids.setdefault(f"{REPLAYED}:{name}", []).append(ident)
@@ -260,6 +292,7 @@ class Runtime(ABC):
         self._progress()
 
     def _stage(self, step: Step, emit: Emit) -> None:
+        emit.sent = self.outputs.divided(emit.sent)
         refused = self.outputs.stage(emit.sent, step.mark)
         for message, detail in refused:
             self._bury(message, "too-large", detail, "")
@@ -341,7 +374,7 @@ class Runtime(ABC):
         if work.staged is not None:
             await self.outputs.flush(work.staged)
         for name, (epoch, seq) in finishes.items():
-            self.inputs.edges[name].window.finish(epoch, seq)
+            self.inputs.streams[name].window.finish(epoch, seq)
         for step in steps:
             for edge, deliveries in step.deliveries:
                 if edge.subscription is not None:
@@ -367,18 +400,22 @@ class Runtime(ABC):
             finishes.update(step.finishes)
             for name, taken in step.ids.items():
                 ids.setdefault(name, []).extend(taken)
+            self._marks.update(step.marks)
             if step.position is not None:
                 values["position"] = step.position
         self.books.book(self._buried)
         self._buried = Entry()
         values["books"] = self.books.snapshot()
         values["floors"] = {
-            name: finishes.get(name) or (edge.window.epoch, edge.window.done)
-            for name, edge in self.inputs.edges.items()
-            if edge.remote
+            name: finishes.get(name) or (stream.window.epoch, stream.window.done)
+            for name, stream in self.inputs.streams.items()
+            if stream.edge.remote
         }
+        if any(edge.spec.merged for edge in self.inputs.edges.values()):
+            values["marks"] = self._marks
         if self._finished:
-            values["ended"] = list(self.inputs.edges)
+            values["ended"] = list(self.inputs.streams)
+            values["finished"] = True
         self.snapshot(values)
         staged = self.outputs.take_staged() if self.stateful else None
         position = values.get("position")
@@ -397,17 +434,22 @@ class Runtime(ABC):
         messages: list[Message] = []
         for item in items:
             edge, message = item.edge, item.message
-            end = isinstance(message.body, End)
+            body = message.body
+            end = isinstance(body, End)
             to = self._final if end else step
+            to.marks[item.stream.name] = item.mark
             if item.number is not None:
-                to.finishes[edge.name] = item.number
+                to.finishes[item.stream.name] = item.number
             if item.delivery is not None:
                 if to.deliveries and to.deliveries[-1][0] is edge:
                     to.deliveries[-1][1].append(item.delivery)
                 else:
                     to.deliveries.append((edge, [item.delivery]))
             if end:
-                edge.ended = True
+                item.stream.ended = True
+                continue
+            if isinstance(body, Progress):
+                step.progress[edge.name] = max(body.time, step.progress.get(edge.name, body.time))
                 continue
             if item.again:
                 step.replayed.append((edge.name, message.id))
@@ -467,4 +509,4 @@ class Runtime(ABC):
     async def _show_books(self) -> None:
         self.books.book(self._buried)
         self._buried = Entry()
-        await self.signs.show_books(self.books.ledger(self._live), passing=self.passing)
+        await self.signs.show_books(self.books.ledger(self._live, self.outputs.moved), passing=self.passing)

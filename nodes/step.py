@@ -8,15 +8,27 @@ from typing import Any
 
 from broker.bus import Bus, Delivery
 from nodes.assignment import Report
+from nodes.channel import Mark
 from nodes.inputs import Edge
 from nodes.ledger import Entry
-from nodes.outputs import Mark, Staged
+from nodes.outputs import Staged
 
 
 class Step:
     """One call of the operator: what it came from, what it waits for, and what is booked when it is done."""
 
-    __slots__ = ("deliveries", "entry", "finishes", "ids", "mark", "position", "replayed")
+    __slots__ = (
+        "advanced",
+        "deliveries",
+        "entry",
+        "finishes",
+        "ids",
+        "mark",
+        "marks",
+        "position",
+        "progress",
+        "replayed",
+    )
 
     def __init__(self) -> None:
         self.entry = Entry()
@@ -26,6 +38,12 @@ class Step:
         self.ids: dict[str, list[str]] = {}
         self.position: Any = None
         self.replayed: list[tuple[str, str]] = []
+        self.progress: dict[str, int] = {}
+        """By edge, the event time that it has come to without a row."""
+        self.advanced: int | None = None
+        """Event time that our own stream has come to by that."""
+        self.marks: dict[str, int] = {}
+        """By stream, see :mod:`nodes.merge`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,14 @@ from typing import IO
 import msgspec
 
 from nodes import ledger, log, running
-from nodes.assignment import Assignment, Broker, Command, InEdge, NodeSpec, OutPort, Report
+from nodes.assignment import Assignment, Broker, Command, Report
 from nodes.brokers import Brokers, relays
 from nodes.children import describe, keep
 from nodes.forks import Fork, Nursery
 from nodes.journal import Journal
-from nodes.plan import Plan, PlannedNode
+from nodes.plan import Plan
+from nodes.replicas import logical
+from nodes.specify import specify
 from schemas.errors import BusError, ConfigError, PenstockError, RunError, UnableError
 from schemas.messages import Ledger
 
@@ -341,13 +343,18 @@ class Supervisor:
         return running.Running(topology=name, host=host, pid=os.getpid(), brokers=dict(self.brokers.urls))
 
     def _outcome(self, seconds: float) -> Outcome:
-        edges = [(e.producer, e.port, e.consumer, e.delivery == "safe") for e in self._plan.edges]
+        groups = {n: members for n, members in logical(self._plan).items() if set(members) <= set(self.views)}
+        edges = [
+            (e.origin, e.port, e.target, e.delivery == "safe")
+            for e in self._plan.edges
+            if e.origin in groups and e.target in groups
+        ]
         outcome = Outcome(self.views, seconds, all(view.state == "ended" for view in self.views.values()))
         if outcome.complete:
-            books = outcome.ledgers
-            passing = [name for name, view in self.views.items() if view.passing]
-            outcome.findings = ledger.audit(books, edges, passing)
-            outcome.findings += [f"{n}: {b.held} rows are still held" for n, b in books.items() if b.held]
+            books = ledger.together(outcome.ledgers, groups)
+            passing = {self._plan.nodes[name].logical for name, view in self.views.items() if view.passing}
+            outcome.findings = ledger.audit(books, edges, passing & set(books))
+            outcome.findings += [f"{n}: {b.held} rows are still held" for n, b in outcome.ledgers.items() if b.held]
             outcome.lost = ledger.lost(books, edges)
         return outcome
 
@@ -378,55 +385,3 @@ class Supervisor:
 def _flow(book: Ledger) -> int:
     side = book.emitted or book.received
     return sum(flow.messages for flow in side.values())
-
-
-def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
-    """A planned node as a worker is told it."""
-    known: dict[str, frozenset[str]] = {}
-    above = {edge.name: _origins(edge.producer, plan, known) for edge in node.inputs}
-    inputs = [
-        InEdge(
-            producer=edge.producer,
-            port=edge.port,
-            carrier="local" if edge.carrier == "local" else "mqtt",
-            safe=edge.delivery == "safe",
-            queue=edge.queue,
-            overflow=edge.overflow,
-            marked=any(above[edge.name] & others for name, others in above.items() if name != edge.name),
-        )
-        for edge in node.inputs
-    ]
-    outputs = [
-        OutPort(
-            name=port,
-            local=any(e.port == port and e.carrier == "local" for e in node.consumers),
-            remote={
-                e.consumer: e.delivery == "fast" for e in node.consumers if e.port == port and e.carrier != "local"
-            },
-            publish=bus and (node.published(port) or not any(e.port == port for e in node.consumers)),
-        )
-        for port in node.outputs
-    ]
-    return NodeSpec(
-        name=node.name,
-        kind=node.kind,
-        config=node.written,
-        inputs=inputs,
-        outputs=outputs,
-        host=node.host,
-        broker=node.broker,
-    )
-
-
-_NEW_IDENTITIES = frozenset({"ingest", "aggregate", "join"})
-"""Kinds whose messages have identities of their own; all others keep those of what they answer."""
-
-
-def _origins(name: str, plan: Plan, known: dict[str, frozenset[str]]) -> frozenset[str]:
-    """The nodes that made the identities which ``name`` sends."""
-    if name not in known:
-        node = plan.nodes[name]
-        own = node.kind in _NEW_IDENTITIES or not node.inputs
-        below = (_origins(edge.producer, plan, known) for edge in node.inputs)
-        known[name] = frozenset({name}) if own else frozenset().union(*below)
-    return known[name]

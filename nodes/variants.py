@@ -66,6 +66,9 @@ class VariantConfig(Options):
     def accepts(self) -> frozenset[str] | None:
         return self._options.accepts()
 
+    def whole(self) -> str | None:
+        return self._options.whole()
+
     def build(self, context: Context) -> Any:
         """What the kind builds."""
         return kinds.module(self.family, self.kind).build(self._options, context)

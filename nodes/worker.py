@@ -70,7 +70,7 @@ def build(
     base, state = Path(assignment.base), Path(assignment.state)
     context = Context(
         topology=assignment.topology,
-        node=spec.name,
+        node=spec.public,
         base=base,
         state=state / spec.name,
         broker=spec.broker,
@@ -115,7 +115,10 @@ def _bus(assignment: Assignment, spec: NodeSpec, nodes: Mapping[str, Runtime], s
             log.debug("connected", node=spec.name, reason=reason)
             if (node := nodes.get(spec.name)) is not None:
                 node.reconnected()
-        elif reason != told:  # said once, however often it is tried again
+            return
+        if (node := nodes.get(spec.name)) is not None:
+            node.disconnected()
+        if reason != told:  # said once, however often it is tried again
             told = reason
             log.warning(state, node=spec.name, reason=reason)
 

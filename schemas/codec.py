@@ -27,6 +27,7 @@ from schemas.messages import (
     Message,
     Model,
     Predictions,
+    Progress,
     Readings,
     Scalar,
     State,
@@ -156,6 +157,10 @@ class EndMessage(Envelope, tag="end/1"):
     body: End
 
 
+class ProgressMessage(Envelope, tag="progress/1"):
+    body: Progress
+
+
 class DeadMessage(Envelope, tag="dead/1"):
     body: Dead
 
@@ -171,6 +176,7 @@ WireMessage: TypeAlias = (
     | StateMessage
     | LedgerMessage
     | EndMessage
+    | ProgressMessage
     | DeadMessage
 )
 
@@ -310,6 +316,8 @@ def _wire(message: Message) -> WireMessage:
             return LedgerMessage(id=ident, source=source, time=time, body=body)
         case End():
             return EndMessage(id=ident, source=source, time=time, body=body)
+        case Progress():
+            return ProgressMessage(id=ident, source=source, time=time, body=body)
         case Dead():
             return DeadMessage(id=ident, source=source, time=time, body=body)
 

@@ -169,6 +169,8 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     :param dropped: rows lost on purpose, by reason (``queue-full``, ``late``, ``deadline``).
     :param dead: rows or undecodable messages sent to dead letters, by reason.
     :param held: rows taken in whose effect is not complete: queued, in open windows, waiting for an acknowledgement.
+    :param moved: by consumer with replicas: messages that one took over from another, which may have had them too; unset
+        where there were none.
     :param latency: by stage, percentiles in ns: ``{"wait": {"p50": …, "p99": …}, "process": …, "since-source": …}``.
     """
 
@@ -182,12 +184,22 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     dead: dict[str, int] = {}
     held: int = 0
     latency: dict[str, dict[str, int]] = {}
+    moved: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
     """``end/1``: the producer's stream on this port is complete; ``messages`` were sent on it in all."""
 
     messages: int
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """``progress/1``: the stream has come to this event time, though it had nothing to bring. Between nodes with replicas.
+
+    :param time: ns since the Unix epoch.
+    """
+
+    time: int
 
 
 class Dead(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,7 +218,9 @@ class Dead(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes = b""
 
 
-Body: TypeAlias = Readings | Frame | Tensors | Predictions | Aggregate | Event | Update | State | Ledger | End | Dead
+Body: TypeAlias = (
+    Readings | Frame | Tensors | Predictions | Aggregate | Event | Update | State | Ledger | End | Progress | Dead
+)
 
 TYPE_OF: dict[type, str] = {
     Readings: "readings/1",
@@ -219,6 +233,7 @@ TYPE_OF: dict[type, str] = {
     State: "state/1",
     Ledger: "ledger/1",
     End: "end/1",
+    Progress: "progress/1",
     Dead: "dead/1",
 }
 

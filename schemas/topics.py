@@ -72,6 +72,11 @@ def ack(topology: str, producer: str, port: str, consumer: str) -> str:
     return f"{topology}/{producer}/ack/{port}/{level(consumer)}"
 
 
+def lane(topology: str, consumer: str, producer: str, port: str) -> str:
+    """Where a producer publishes what one replica of a consumer is to get, and nobody else."""
+    return f"{topology}/{consumer}/in/{producer}/{port}"
+
+
 def again(topology: str, consumer: str, producer: str, port: str) -> str:
     """A consumer's private topic for what a producer sends again, so that foreign subscribers see each message once."""
     return f"{topology}/{consumer}/again/{producer}/{port}"

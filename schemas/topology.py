@@ -51,7 +51,7 @@ RESERVED_NODES = frozenset({"models", "blobs", "fed"})
 """Names that a node may not have: the topology's own topics stand there."""
 LOCAL = "local"
 """Name of the broker and of the host where the topology names none."""
-_NODE_KEYS = ("from", "on", "process", "publish")
+_NODE_KEYS = ("from", "on", "process", "publish", "durable", "replicas")
 
 
 def load(path: Path | str, *, kinds: Collection[str] = ()) -> Topology:
@@ -254,22 +254,51 @@ class _Reader:
         inputs = self._inputs(name, value["from"]) if "from" in value else ()
         if kind is None or settings is None:
             return None
-        host = settings.on
-        if host is None and len(hosts) == 1 and not self.broken_hosts:
-            host = next(iter(hosts))
-        if host is None and not self.broken_hosts:
-            self._wrong(path, f"say on which host it runs, on: {' or '.join(hosts)}", on_key=True)
-        elif host is not None and host not in hosts and host not in self.broken_hosts:
-            self._wrong((*path, "on"), f"unknown host {host!r}{did_you_mean(host, hosts)}")
+        places = self._places(path, settings.on, hosts)
+        count = settings.replicas or len(places) or 1
+        if len(places) > count:
+            self._wrong((*path, "replicas"), f"{len(places)} hosts for {count} replicas; each host runs one or more")
+        if count > 1 and settings.process is not None:
+            message = "replicas have processes of their own; leave out 'process'"
+            self._wrong((*path, "process"), message, on_key=True)
+        places = places or [LOCAL]
         return Node(
             name=name,
             kind=kind,
             config=value[kind],
             inputs=inputs,
-            host=host or LOCAL,
+            host=places[0],
             process=settings.process,
             publish=settings.publish,
+            durable=settings.durable,
+            hosts=tuple(places[i % len(places)] for i in range(count)),
         )
+
+    def _places(self, path: tuple[str | int, ...], written: Any, hosts: dict[str, str]) -> list[str]:
+        """The hosts of a node; those that are not there are told and left out."""
+        if written is None:
+            if len(hosts) == 1 and not self.broken_hosts:
+                return list(hosts)
+            if not self.broken_hosts:
+                self._wrong(path, f"say on which host it runs, on: {' or '.join(hosts)}", on_key=True)
+            return []
+        several = isinstance(written, list)
+        if several and not written:
+            self._wrong((*path, "on"), "there is no host in it")
+        found = []
+        for i, host in enumerate(written if several else [written]):
+            at = (*path, "on", i) if several else (*path, "on")
+            if not isinstance(host, str):
+                self._wrong(
+                    at, f"expected the name of a host{'' if several else ', or a list of them'}, got {shown(host)}"
+                )
+            elif host not in hosts and host not in self.broken_hosts:
+                self._wrong(at, f"unknown host {host!r}{did_you_mean(host, hosts)}")
+            elif host in found:
+                self._wrong(at, f"{host!r} is there twice; for more replicas than hosts say how many: 'replicas'")
+            else:
+                found.append(host)
+        return found
 
     def _kind(self, name: str, value: dict[Any, Any]) -> str | None:
         """The one key that says what the node is."""

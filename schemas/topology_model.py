@@ -12,6 +12,11 @@ from schemas.located import Located, Place, YamlError
 from schemas.topology_parts import Broker, EdgeOptions
 
 
+def instance(name: str, replica: int) -> str:
+    """Name of a replica of a node; they are counted from 1 where people read them."""
+    return f"{name}-{replica + 1}"
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """One entry of a node's ``from``.
@@ -34,8 +39,10 @@ class Edge:
 class Node:
     """One node as written: its kind and the kind's config, not yet looked at.
 
-    :param host: name of its host, which is there.
+    :param host: name of its host, which is there; of the first, if it has replicas on several.
     :param process: label as written; None: a process of its own.
+    :param durable: what it sends is kept on its disk until it is done.
+    :param hosts: host of each replica, in order; one for a node without replicas.
     """
 
     name: str
@@ -45,6 +52,15 @@ class Node:
     host: str
     process: str | None = None
     publish: Literal["auto", "always"] = "auto"
+    durable: bool = False
+    hosts: tuple[str, ...] = ()
+
+    @property
+    def members(self) -> dict[str, str]:
+        """Name → host of each replica; of the node itself where it has none."""
+        if len(self.hosts) < 2:
+            return {self.name: self.host}
+        return {instance(self.name, i): host for i, host in enumerate(self.hosts)}
 
 
 class Line(NamedTuple):
@@ -92,6 +108,11 @@ class Topology:
     document: Located = field(repr=False)
     repeated: tuple[YamlError, ...] = ()
     broken: dict[str, Node | None] = field(default_factory=dict)
+
+    @property
+    def members(self) -> dict[str, tuple[Node, str]]:
+        """Every process's node, replicas by their own names → the node as written, and the host."""
+        return {name: (node, host) for node in self.nodes.values() for name, host in node.members.items()}
 
     def error(self, problems: Sequence[Problem]) -> TopologyError:
         """Problems with paths from the document's root, placed in the file."""

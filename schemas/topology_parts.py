@@ -181,12 +181,21 @@ class NodeSettings(Part):
         alias="from",
         description="what it reads: 'node' or 'node.port', a list of those, or a map from those to edge options",
     )
-    on: str | None = Field(default=None, description="name of the host that it runs on; by default the only one")
+    on: Annotated[str | list[str] | None, SkipValidation] = Field(
+        default=None, description="name of the host that it runs on; by default the only one. A list: a replica on each"
+    )
     process: str | None = Field(
         default=None, description="nodes of one host with the same label share one process; by default each has its own"
     )
     publish: Literal["auto", "always"] = Field(
         default="auto", description="always: also on the bus when all consumers are in the same process"
+    )
+    durable: bool = Field(
+        default=False,
+        description="what it sends is on its disk until it is done, so that a power cut loses nothing that it took",
+    )
+    replicas: Annotated[int, Field(ge=1, le=64, strict=True)] | None = Field(
+        default=None, description="instances that share its work by source; default 1, or one on each host of 'on'"
     )
 
     @field_validator("process")

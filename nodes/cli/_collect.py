@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ class EdgeBooks:
 class Collection:
     """The books that were heard of so far; ``async with``, then :meth:`first`.
 
-    :param nodes: those of the topology; empty: not known.
+    :param nodes: those of the topology, with their replicas (or themselves); None: not known.
     :param wires: (producer, port, consumer, delivery) of its edges; None: not known.
     :ivar books: by (topology, node).
     :ivar live: they are being heard from a broker.
@@ -61,15 +61,16 @@ class Collection:
         self,
         name: str,
         buses: list[tuple[Bus, str]],
-        nodes: Sequence[str] = (),
+        nodes: Mapping[str, Sequence[str]] | None = None,
         wires: Sequence[tuple[str, str, str, str]] | None = None,
     ) -> None:
         self.name = name
+        self._groups = nodes or {}
         self.books: dict[tuple[str, str], Ledger] = {}
         self.states: dict[tuple[str, str], str] = {}
         self.live = bool(buses)
         self._buses = buses
-        self._nodes = nodes
+        self._nodes = [member for several in self._groups.values() for member in several]
         self._wires = wires
         self._news = asyncio.Event()
         self._stack = AsyncExitStack()
@@ -96,24 +97,33 @@ class Collection:
     def edges(self) -> list[EdgeBooks]:
         """Every edge whose two ends are there."""
         out = []
+        whole = self._whole()
         for topology, producer, port, consumer, delivery in self._edges():
-            source, sink = self.books.get((topology, producer)), self.books.get((topology, consumer))
+            source, sink = whole.get((topology, producer)), whole.get((topology, consumer))
             if source is None or sink is None:
                 continue
             sent = source.emitted.get(port, Flow()).messages
             received = sink.received.get(f"{producer}.{port}", Flow()).messages
-            gone = all(self.states.get((topology, node)) in _LEFT for node in (producer, consumer))
+            ends = [*self._groups.get(producer, [producer]), *self._groups.get(consumer, [consumer])]
+            gone = all(self.states.get((topology, node)) in _LEFT for node in ends)
             lost = max(0, sent - received) if gone and delivery == "fast" else 0
             prefix = f"{topology}/" if self.several else ""
             name = f"{prefix}{producer}.{port} → {consumer}"
             out.append(EdgeBooks(name, delivery, sent, received, 0 if gone else abs(sent - received), lost))
         return out
 
+    def _whole(self) -> dict[tuple[str, str], Ledger]:
+        """The books, with a node's replicas as one."""
+        members = {member for several in self._groups.values() for member in several}
+        mine = {node: book for (t, node), book in self.books.items() if t == self.name and node in members}
+        rest = {key: book for key, book in self.books.items() if key[0] != self.name or key[1] not in members}
+        return rest | {(self.name, node): book for node, book in ledger.together(mine, self._groups).items()}
+
     def findings(self) -> list[str]:
         """What does not balance. As long as it runs the two ends of an edge may differ: that is under way."""
         out = []
         for topology in {topology for topology, _ in self.books}:
-            books = {node: book for (t, node), book in self.books.items() if t == topology}
+            books = {node: book for (t, node), book in self._whole().items() if t == topology}
             edges = [(p, port, c, d == "safe") for t, p, port, c, d in self._edges() if t == topology]
             out += ledger.audit(books, edges if self.ended else ())
             if self.ended:
@@ -201,16 +211,17 @@ def of_topology(path: Path, state: Path | None, url: str | None) -> Collection:
 
     found = place(path, state)
     name, client = found.topology.name, f"penstock-ledger-{os.getpid()}"
-    nodes, wires = list(found.topology.nodes), _wires(path, found.topology)
+    nodes = {name: list(node.members) for name, node in found.topology.nodes.items()}
+    wires = _wires(path, found.topology)
     if url is not None:
         return Collection(name, [(connect(url, client_id=client, patience=_PATIENCE), name)], nodes, wires)
-    used = {found.topology.hosts[node.host] for node in found.topology.nodes.values()}
+    used = {found.topology.hosts[host] for _, host in found.topology.members.values()}
     try:
         buses = [(found.bus(broker, client, patience=_PATIENCE), name) for broker in used]
     except ConfigError:
         if found.runs():
             raise
-        return _left(found, wires)
+        return _left(found, nodes, wires)
     return Collection(name, buses, nodes, wires)
 
 
@@ -219,14 +230,14 @@ def _wires(path: Path, topology: Topology) -> list[tuple[str, str, str, str]]:
     from nodes.plan import prepare
 
     try:
-        return [(edge.producer, edge.port, edge.consumer, edge.delivery) for edge in prepare(path).edges]
+        return list({(e.origin, e.port, e.target, e.delivery): None for e in prepare(path).edges})
     except ConfigError:  # a file that a node needs is not on this machine
         return [(e.producer, e.port, node.name, "") for node in topology.nodes.values() for e in node.inputs]
 
 
-def _left(found: Place, wires: Sequence[tuple[str, str, str, str]]) -> Collection:
-    collection = Collection(found.topology.name, [], list(found.topology.nodes), wires)
-    for node in found.topology.nodes:
+def _left(found: Place, nodes: Mapping[str, Sequence[str]], wires: Sequence[tuple[str, str, str, str]]) -> Collection:
+    collection = Collection(found.topology.name, [], nodes, wires)
+    for node in found.topology.members:
         path = found.state / f"{node}.journal"
         if not path.exists():
             continue

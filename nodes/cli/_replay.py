@@ -58,8 +58,8 @@ async def replay(
     tallies: dict[str, Tally] = {}
     by_broker: dict[str, list[str]] = {}
     for name in chosen:
-        if name in place.topology.nodes:
-            broker = place.topology.hosts[place.topology.nodes[name].host]
+        if name in place.topology.members:
+            broker = place.topology.hosts[place.topology.members[name][1]]
             by_broker.setdefault(broker, []).append(name)
         else:
             tallies[name] = Tally(skipped=["there is no such node in the topology any more"])
@@ -118,7 +118,7 @@ async def _replay(
     place: Place, bus: Bus, name: str, file: DeadLetters, letters: Sequence[Letter], keep: bool, patience: float
 ) -> Tally:
     tally = Tally()
-    node = place.topology.nodes[name]
+    node = place.topology.members[name][0]
     edges = {edge.name: edge for edge in node.inputs}
     for start in range(0, len(letters), _AT_ONCE):
         ids: list[int] = []

@@ -29,6 +29,7 @@ from schemas.messages import (
     Ledger,
     Message,
     Predictions,
+    Progress,
     Readings,
     State,
     Tensors,
@@ -102,6 +103,8 @@ def _value(value: Any) -> Any:
             return {"bytes": len(value)}
         case float():
             return value if math.isfinite(value) else None
+        case msgspec.UnsetType():
+            return None
         case list() | tuple():
             if len(value) > 8 * FEW:
                 return {"length": len(value), "first": _value(value[:FEW])}
@@ -147,6 +150,8 @@ def _body_text(body: Body) -> str:
             return _ledger(body)
         case End():
             return f"end after {body.messages} messages"
+        case Progress():
+            return f"has come to {moment(body.time)}"
         case Dead():
             return f"{body.node}: {body.reason}: {body.detail} ({len(body.payload)} bytes{_from(body.position)})"
 

@@ -100,8 +100,8 @@ def _choose(
 ) -> dict[str, list[Letter]]:
     """Letters by node, without their payloads."""
     for name in nodes:
-        if name not in kept and name not in found.topology.nodes:
-            raise ConfigError(f"--node: there is no node {name!r}{did_you_mean(name, found.topology.nodes)}")
+        if name not in kept and name not in found.topology.members:
+            raise ConfigError(f"--node: there is no node {name!r}{did_you_mean(name, found.topology.members)}")
     every = {name: file.letters() for name, file in kept.items()}
     known = {f"{name}/{letter.id}" for name, letters in every.items() for letter in letters}
     for ident in ids:

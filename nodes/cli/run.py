@@ -41,6 +41,7 @@ def command(
     continues there; a second Ctrl-C ends at once. Exit code 5: the ledger does not balance.
     """
     from nodes.plan import prepare
+    from nodes.replicas import logical
     from schemas.units import duration as parse
 
     if log_level not in log.LEVELS:
@@ -52,11 +53,20 @@ def command(
     plan = prepare(topology, state=state)
     if host is not None and host not in plan.topology.hosts:
         raise ConfigError(f"--host: there is no host {host!r}{did_you_mean(host, plan.topology.hosts)}")
+    groups = logical(plan)
     for name in only or ():
-        if name not in plan.nodes:
-            raise ConfigError(f"--only: there is no node {name!r}{did_you_mean(name, plan.nodes)}")
+        if name not in plan.nodes and name not in groups:
+            raise ConfigError(f"--only: there is no node {name!r}{did_you_mean(name, [*groups, *plan.nodes])}")
+    chosen = [member for name in only or () for member in groups.get(name, [name])]
     outcome = execute(
-        plan, state=state, host=host, only=only or None, seconds=seconds, fresh=fresh, level=log_level, live=not as_json
+        plan,
+        state=state,
+        host=host,
+        only=chosen or None,
+        seconds=seconds,
+        fresh=fresh,
+        level=log_level,
+        live=not as_json,
     )
     return conclude(outcome, as_json=as_json)
 

@@ -38,6 +38,9 @@ class FileOptions(Options):
         if self.keep is not None and self.rotate_size is None and self.rotate_every is None:
             raise ConfigError(Problem(("keep",), "there are no parts without 'rotate_size' or 'rotate_every'"))
 
+    def whole(self) -> str | None:
+        return "each would write the file"
+
     def emits(self, inputs: Sequence[Flow], context: Context) -> dict[str, Flow]:
         del inputs, context
         return {}

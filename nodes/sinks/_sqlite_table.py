@@ -79,7 +79,11 @@ class Table:
             name, new = self._names.find(field)
             if new:
                 change = f"ADD COLUMN {quoted(name)} {sql_type(column)}"
-                self._db.execute(f"ALTER TABLE {quoted(self._name)} {change}")
+                try:
+                    self._db.execute(f"ALTER TABLE {quoted(self._name)} {change}")
+                except sqlite3.OperationalError as error:
+                    if "duplicate column" not in str(error):  # of another writer of the same table
+                        raise
             self._names.use(field, name)
         return name
 

@@ -242,6 +242,14 @@ class Aggregator(Operator):
             self._open = False
         self._answer(self.windows.unended(horizon), emit, by_key=True)
 
+    def advance(self, edge: str, time: int, emit: Emit) -> int:
+        """Time goes on without rows; our answers have come as far as the watermark."""
+        if -HORIZON < time < HORIZON:
+            self._born = 0
+            now = self.clock()
+            self._advance(edge, time, self.watermark.after(edge, time, now), now, emit)
+        return self.watermark.mark
+
     def ended(self, edge: str, emit: Emit) -> None:
         """The edge's stream is complete: it holds the watermark back no more."""
         self._born = 0

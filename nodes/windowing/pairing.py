@@ -267,6 +267,14 @@ class Pairing(Operator):
         if due is not None and now >= due:
             self._settle(emit, now=True)
 
+    def advance(self, edge: str, time: int, emit: Emit) -> int:
+        """Time goes on without rows; our answers have come as far as the slowest edge."""
+        if (side := self.sides.get(edge)) is not None:
+            side.newest = max(side.newest, time)
+            self._heard = self.clock()
+            self._settle(emit)
+        return min((side.mark(self.delay) for side in self.sides.values() if not side.over), default=time)
+
     def ended(self, edge: str, emit: Emit) -> None:
         """The edge brings nothing more."""
         if edge in self.sides:

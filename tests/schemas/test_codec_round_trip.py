@@ -25,6 +25,7 @@ from schemas.messages import (
     Message,
     Model,
     Predictions,
+    Progress,
     Readings,
     State,
     Tensors,
@@ -149,6 +150,7 @@ bodies: st.SearchStrategy[Body] = st.one_of(
         latency=st.dictionaries(texts, counts, max_size=2),
     ),
     st.builds(End, messages=COUNT),
+    st.builds(Progress, time=INT64),
     st.builds(Dead, node=texts, reason=texts, detail=texts, edge=texts, position=texts, payload=st.binary(max_size=20)),
 )
 messages = st.builds(Message, id=texts, source=texts, time=INT64, body=bodies, born=COUNT)

@@ -151,4 +151,4 @@ def test_the_json_schema_describes_every_key() -> None:
     for model in (schema, *defs.values()):
         assert model["additionalProperties"] is False
         assert all(field.get("description") for field in model["properties"].values())
-    assert set(defs["NodeSettings"]["properties"]) == {"from", "on", "process", "publish"}
+    assert set(defs["NodeSettings"]["properties"]) == {"from", "on", "process", "publish", "durable", "replicas"}

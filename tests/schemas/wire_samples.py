@@ -30,6 +30,7 @@ from schemas.messages import (
     Message,
     Model,
     Predictions,
+    Progress,
     Readings,
     State,
     Tensors,
@@ -135,6 +136,7 @@ SAMPLES: dict[str, Message] = {
         )
     ),
     "end-1": _message(End(messages=17)),
+    "progress-1": _message(Progress(time=1_700_000_000_000_000_000)),
     "dead-1": _message(
         Dead(node="rate", reason="not-msgpack", detail="?", edge="detect.out", position="t/x:3", payload=b"\x00\xc1")
     ),

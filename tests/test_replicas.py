@@ -1,0 +1,239 @@
+"""Nodes with replicas: the same results as without, whoever is killed, and a replica whose host is away is stood in for."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from brokers import param, shared
+from harness import rows, run, until
+
+from nodes.plan import prepare
+from nodes.supervisor import Outcome, Supervisor
+from schemas.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+TOTAL = 6000
+START = 1_700_000_000
+TOPOLOGY = """
+topology: team
+brokers: {{site: {broker}}}
+nodes:
+  meter: {{ingest: {{source: csv, path: meter.csv, device_column: device, time: time, batch: {batch}, rate: 2000/s}}}}
+  warm: {{preprocess: {{steps: [{{filter: value % 3 != 0}}]}}, from: meter{three}}}
+  means:
+    aggregate: {{window: 60s, by: source, fields: {{n: count(), top: max(value), sum: sum(value)}}}}
+    from: warm{two}
+  store: {{uplink: {{sink: sqlite, path: out.sqlite, table: rows}}, from: warm}}
+  report: {{uplink: {{sink: sqlite, path: out.sqlite, table: means}}, from: means{two}}}
+"""
+EMBEDDED = "{run: embedded}"
+
+
+def site(folder: Path, *, three: str = "", two: str = "", broker: str = EMBEDDED, batch: int = 1) -> Path:
+    folder.mkdir(exist_ok=True)
+    lines = ["time,device,value", *(f"{START + i},d{i % 7},{i}" for i in range(TOTAL))]
+    (folder / "meter.csv").write_text("\n".join(lines) + "\n")
+    path = folder / "team.yaml"
+    text = TOPOLOGY.format(three=three, two=f"\n    {two}" if two else "", broker=broker, batch=batch)
+    path.write_text(text.replace("from: means\n    ", "from: means, "))
+    return path
+
+
+def check(folder: Path, outcome: Outcome) -> None:
+    """Every reading once, each source in its order, and the windows that must come of them."""
+    assert outcome.complete
+    assert outcome.findings == []
+    kept = [i for i in range(TOTAL) if i % 3]
+    found = rows(folder / "out.sqlite", "SELECT source, value FROM rows ORDER BY rowid")
+    assert sorted(value for _, value in found) == kept
+    for device in range(7):
+        own = [value for source, value in found if source == f"d{device}"]
+        assert own == sorted(own)
+    expected: dict[tuple[str, int], list[int]] = {}
+    for i in kept:
+        expected.setdefault((f"d{i % 7}", (START + i) // 60 * 60), []).append(i)
+    means = rows(folder / "out.sqlite", "SELECT source, start, n, top, sum FROM means")
+    assert sorted(means) == sorted((s, t * 10**9, len(v), max(v), sum(v)) for (s, t), v in expected.items())
+    assert all(not book.dropped for book in outcome.ledgers.values())
+
+
+@pytest.mark.parametrize("batch", [1, 20])
+def test_the_results_are_those_of_one(tmp_path: Path, batch: int) -> None:
+    outcome = run(site(tmp_path, three=", replicas: 3", two="replicas: 2", batch=batch))
+    check(tmp_path, outcome)
+    books = outcome.ledgers
+    assert {"warm-1", "warm-2", "warm-3", "means-1", "means-2", "report-1", "report-2"} < set(books)
+    parts = [books[f"warm-{i}"].passed for i in (1, 2, 3)]
+    assert sum(parts) == TOTAL * 2 // 3
+    assert sum(part > 0 for part in parts) > 1
+
+
+@pytest.mark.parametrize("name", [param("embedded"), param("mosquitto")])
+def test_replicas_are_killed(tmp_path: Path, name: str) -> None:
+    draw = random.Random(3)
+    path = site(tmp_path, three=", replicas: 3", two="replicas: 2", broker=f"{{url: '{shared(name).url}'}}")
+
+    async def kill(supervisor: Supervisor) -> None:
+        for victim in ("warm-1", "means-2", "warm-3", "meter", "report-1", "means-1", "warm-2", "store"):
+            there = stored(tmp_path) + draw.randrange(50, 250)
+            await until(lambda there=there: stored(tmp_path) >= there)  # type: ignore[misc] # mypy knows no default arguments of lambdas
+            supervisor.kill(victim)
+
+    outcome = run(path, meddle=kill)
+    check(tmp_path, outcome)
+    assert sum(view.restarts for view in outcome.nodes.values()) >= 6
+
+
+def stored(folder: Path) -> int:
+    try:
+        return int(rows(folder / "out.sqlite", "SELECT count(*) FROM rows")[0][0])
+    except sqlite3.OperationalError:  # no such table yet
+        return 0
+
+
+# -- a host that is away -----------------------------------------------------------------------------------------------
+
+TWO_HOSTS = """
+topology: hosts
+brokers: {{site: {{url: '{url}'}}}}
+hosts: {{here: {{broker: site}}, there: {{broker: site}}}}
+nodes:
+  meter: {{ingest: {{source: csv, path: meter.csv, device_column: device, time: time, batch: 1, rate: 150/s}}, on: here}}
+  warm: {{preprocess: {{steps: [{{filter: value % 3 != 0}}]}}, from: meter, on: [here, there]}}
+  means:
+    aggregate:
+      window: 60s
+      by: source
+      watermark: {{delay: 1h}} # what is taken over comes late, by as much as the takeover took
+      fields: {{n: count(), sum: sum(value)}}
+    from: warm
+    on: here
+  store: {{uplink: {{sink: sqlite, path: out.sqlite, table: rows}}, from: warm, on: here}}
+  report: {{uplink: {{sink: sqlite, path: out.sqlite, table: means}}, from: means, on: here}}
+"""
+
+
+@contextmanager
+def supervisor(path: Path, host: str) -> Iterator[subprocess.Popen[bytes]]:
+    """``penstock run --host``, in a process group that can be killed as a whole, as by a power cut."""
+    command = [sys.executable, "-m", "nodes.cli.main", "run", str(path), "--host", host]
+    with (path.parent / f"{host}.log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+def wait(condition: Any, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_host_that_is_away_is_stood_in_for_and_gets_its_part_back(tmp_path: Path) -> None:
+    total = 3000
+    lines = ["time,device,value", *(f"{START + i},d{i % 7},{i}" for i in range(total))]
+    (tmp_path / "meter.csv").write_text("\n".join(lines) + "\n")
+    path = tmp_path / "hosts.yaml"
+    path.write_text(
+        TWO_HOSTS.format(
+            url=shared("mosquitto").url if os.environ.get("PENSTOCK_MOSQUITTO") else shared("embedded").url
+        )
+    )
+    with supervisor(path, "here") as here:
+        with supervisor(path, "there") as there:
+            wait(lambda: stored(tmp_path) > 100, 30)
+            os.killpg(there.pid, signal.SIGKILL)
+            there.wait(10)
+        log = tmp_path / "here.log"
+        wait(lambda: b"others take over" in log.read_bytes(), 30)
+        after = stored(tmp_path)
+        sources = {(f"d{i}",) for i in range(7)}
+        wait(
+            lambda: set(rows(tmp_path / "out.sqlite", "SELECT source FROM rows ORDER BY rowid")[after:]) == sources, 30
+        )
+        with supervisor(path, "there") as again:
+            wait(lambda: b"replica is back" in log.read_bytes(), 30)
+            assert here.wait(60) == 0, log.read_text()
+            assert again.wait(30) == 0
+    kept = [i for i in range(total) if i % 3]
+    found = rows(tmp_path / "out.sqlite", "SELECT source, value FROM rows ORDER BY rowid")
+    assert sorted(value for _, value in found) == kept
+    assert sum(n for (n,) in rows(tmp_path / "out.sqlite", "SELECT n FROM means")) == len(kept)
+
+
+# -- what cannot be ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        (
+            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}, replicas: 2, publish: always}",
+            "ingest (source synthetic) cannot have replicas: each would read all of it",
+        ),
+        (
+            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
+            "  b: {aggregate: {window: 1s, fields: {n: count()}}, from: a, replicas: 2, publish: always}",
+            "aggregate cannot have replicas: its groups hold rows of several sources; group by source",
+        ),
+        (
+            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
+            "  b: {preprocess: {steps: [{filter: v > 0}]}, from: a, replicas: 2}\n"
+            "  b-2: {uplink: {sink: stdout}, from: b}",
+            "'b-2' is the name of a replica of 'b'",
+        ),
+        (
+            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
+            "  b: {uplink: {sink: jsonl, path: x}, from: a, replicas: 2}",
+            "uplink (sink jsonl) cannot have replicas: each would write the file",
+        ),
+        (
+            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
+            "  b: {preprocess: {steps: [{filter: v > 0}]}, from: a, replicas: 2, process: x, publish: always}",
+            "replicas have processes of their own; leave out 'process'",
+        ),
+        (
+            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
+            "  b: {preprocess: {steps: [{filter: v > 0}]}, from: a, on: [local, local], publish: always}",
+            "'local' is there twice; for more replicas than hosts say how many: 'replicas'",
+        ),
+        (
+            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
+            "  b: {preprocess: {steps: [{filter: v > 0}]}, from: a, replicas: 65, publish: always}",
+            "64",
+        ),
+    ],
+)
+def test_what_replicas_would_do_wrong_is_refused(tmp_path: Path, nodes: str, said: str) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(f"topology: t\nnodes:\n  {nodes}\n")
+    with pytest.raises(ConfigError) as error:
+        prepare(path)
+    assert said in str(error.value)
+    assert f"{path}:" in str(error.value)
+
+
+def test_a_plan_with_replicas_has_every_pair(tmp_path: Path) -> None:
+    plan = prepare(site(tmp_path, three=", replicas: 3", two="replicas: 2"))
+    assert [e.consumer for e in plan.edges if e.producer == "meter"] == ["warm-1", "warm-2", "warm-3"]
+    assert sorted(e.producer for e in plan.edges if e.consumer == "means-2") == ["warm-1", "warm-2", "warm-3"]
+    assert {e.topic for e in plan.edges if e.consumer == "store"} == {"team/warm/out"}
+    assert {e.topic for e in plan.edges if e.consumer == "warm-2"} == {"team/warm-2/in/meter/out"}
