@@ -170,23 +170,38 @@ class Inputs:
             await asyncio.sleep(0.01)
 
     async def receive_again(self) -> None:
-        """Take what producers send again, and their knocks, for ever; a task of the runtime's."""
+        """Take what producers send again, and answer their knocks, for ever; a task of the runtime's."""
         while self._again is not None:
-            knocked = False
+            knocked: dict[str, Edge] = {}
             for delivery in await self._again.receive():
                 parts = delivery.topic.split("/")
                 edge = self.edges.get(f"{parts[3]}.{parts[4]}") if len(parts) == 5 else None
                 if edge is None:
                     continue
                 if edge.remote and (knock := unpack_knock(delivery.payload)) is not None:
-                    knocked = True
+                    knocked[edge.name] = edge
                     self._put(edge, edge.window.knocked(knock))
                 else:
                     if not edge.spec.safe:
                         await self._drained(edge)
                     self._take(edge, [delivery], again=True)
             if knocked:
-                await self.acknowledge(hello=True)
+                await asyncio.sleep(0)  # what came with the knock is to be taken first
+                await self._answer(list(knocked.values()))
+
+    async def _answer(self, edges: Sequence[Edge]) -> None:
+        """Tell producers that knocked where we stand. What we have not looked at yet they need not send again."""
+        if self._control is None:
+            return
+        acks = [
+            Publication(
+                topics.ack(self._topology, edge.spec.producer, edge.spec.port, self._node),
+                pack(edge.window.ack(answer=edge.subscription is None or not edge.subscription.queued)),
+                qos=1,
+            )
+            for edge in edges
+        ]
+        (await self._control.publish(acks)).add_done_callback(_ignore)
 
     async def heartbeat(self) -> None:
         """Tell producers of arrivals, for ever; a task of the runtime's."""

@@ -21,8 +21,8 @@ from schemas import codec, topics
 from schemas.errors import BusError, ClosedError, PacketTooLargeError, PublishFailedError
 from schemas.messages import End, Message
 
-_RESEND_CHECK = 0.25
-"""Seconds between looks for what has had no progress."""
+_ASK_CHECK = 0.25
+"""Seconds between looks for who has had no progress."""
 _PATIENCE = 5.0
 """Seconds of silence of a consumer before we say that we wait for it."""
 
@@ -167,14 +167,14 @@ class Outputs:
             self._moved()
 
     async def resend(self) -> None:
-        """Send again what has had no progress, for ever; a task of the runtime's."""
+        """Ask consumers that have had no progress what they lack, for ever; a task of the runtime's."""
         quiet = time.monotonic() + _PATIENCE
         while self._bus is not None and self._windows:
-            await asyncio.sleep(_RESEND_CHECK)
+            await asyncio.sleep(_ASK_CHECK)
             now = time.time_ns()
-            for port, window in self._windows.items():
-                for consumer, kept in window.due(now):
-                    await self._again(port, consumer, kept)
+            asked = [(consumer, port) for port, window in self._windows.items() for consumer in window.due(now)]
+            if asked:
+                await self._ask(asked)
             if self.waiting and time.monotonic() > quiet:
                 quiet = time.monotonic() + 6 * _PATIENCE
                 log.info("waiting for consumers", node=self._node, consumers=", ".join(self.waiting))
@@ -279,13 +279,19 @@ class Outputs:
 
     async def knock(self) -> None:
         """Tell every remote consumer where our numbering begins; they answer with where they stand."""
-        knocks = [
-            Publication(topics.again(self._topology, consumer, self._node, port), pack(Knock(w.epoch, w.base)), qos=0)
-            for port, w in self._windows.items()
-            for consumer in w.peers
-        ]
-        if knocks and self._bus is not None:
-            await self._bus.publish(knocks)
+        for window in self._windows.values():
+            window.anew(time.time_ns())
+        await self._ask([(consumer, port) for port, window in self._windows.items() for consumer in window.peers])
+
+    async def _ask(self, whom: Sequence[tuple[str, str]]) -> None:
+        """Knock at these consumers, for these ports."""
+        if not whom or self._bus is None:
+            return
+        knocks = []
+        for consumer, port in whom:
+            topic, window = topics.again(self._topology, consumer, self._node, port), self._windows[port]
+            knocks.append(Publication(topic, pack(Knock(window.epoch, window.base)), qos=0))
+        await self._bus.publish(knocks)
 
     async def _acknowledged(self, port: str, consumer: str, window: SendWindow, ack: Ack) -> None:
         knock, kept = window.heard(consumer, ack, time.time_ns())
