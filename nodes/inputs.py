@@ -20,6 +20,8 @@ from schemas.messages import End, Message
 
 _HEARTBEAT = 0.3
 """Seconds after which a producer hears of arrivals whose effects are not done yet."""
+_MOST_AHEAD = 16 * 1024 * 1024
+"""Bytes of ``fast`` edges taken from their subscriptions before anybody asked for them."""
 FOREIGN = "foreign"
 """The ledger's edge of what somebody else published on a topic of ours."""
 REPLAYED = "replayed"
@@ -45,6 +47,13 @@ class Item(msgspec.Struct, gc=False):
     again: bool = False
 
 
+class Drops(msgspec.Struct):
+    """What a full queue of a ``fast`` edge dropped, not yet booked."""
+
+    messages: int = 0
+    rows: int = 0
+
+
 class Edge:
     """One edge that the node reads, and what is known of it."""
 
@@ -57,8 +66,16 @@ class Edge:
         self.replayed = RecentIds(SEEN, replayed)
         self.subscription: Subscription | None = None
         self.endings: Subscription | None = None
-        self.dropped = 0
+        self.dropped = Drops()
         self.ended = False
+
+    def lost(self, delivery: Delivery) -> None:
+        """A full queue dropped it. The end of the stream, which comes again, is no loss."""
+        payload = delivery.payload
+        rows = payload.rows if isinstance(payload, Message) else codec.rows_in(payload)
+        if rows is not None:
+            self.dropped.messages += 1
+            self.dropped.rows += rows
 
     @property
     def remote(self) -> bool:
@@ -98,6 +115,8 @@ class Inputs:
         self._queue: deque[Item] = deque()
         self._arrived = asyncio.Event()
         self._space = asyncio.Event()
+        self._hungry = asyncio.Event()
+        self._ahead = 0  # bytes of fast edges in the queue; nobody else bounds those
         self._again: Subscription | None = None
         self.edges = {
             spec.name: Edge(spec, journal, seen.get(spec.name, ()), seen.get(f"{REPLAYED}:{spec.name}", ()))
@@ -144,18 +163,29 @@ class Inputs:
             # the end must not be dropped where data may be: it comes by a queue of its own
             edge.subscription = await bus.subscribe([f"{base}/+"], qos=0, capacity=spec.queue, overflow=spec.overflow)
             edge.endings = await bus.subscribe([base], qos=1, capacity=4)
+        if not spec.safe:
+            edge.subscription.on_drop = edge.lost
 
     async def receive(self, edge: Edge) -> None:
         """Take an edge's deliveries for ever; a task of the runtime's."""
         subscription = edge.subscription
         if subscription is None:
             return
+        spec = edge.spec
+        # what waits is to wait where the overflow policy sees it; reading on a little only spares stopping the link
+        waits = not spec.safe and (spec.overflow != "block" or not edge.remote)
         while True:
-            while len(self._queue) >= self._most:
+            if waits:
+                await self._hungry.wait()
+                await subscription.arrived()
+                if not self._hungry.is_set():  # somebody else's messages came first
+                    continue
+            while len(self._queue) >= self._most or self._ahead >= _MOST_AHEAD:
                 self._space.clear()
                 await self._space.wait()
             batch = await subscription.receive()
-            edge.dropped = subscription.dropped if not edge.spec.safe else 0
+            if edge.remote and not spec.safe:
+                self._ahead += sum(len(delivery.payload) for delivery in batch)
             self._take(edge, batch)
 
     async def receive_end(self, edge: Edge) -> None:
@@ -238,6 +268,7 @@ class Inputs:
     async def take(self, most: int, linger: float, deadline: float | None) -> list[Item]:
         """Up to ``most`` items; waits for one until ``deadline`` (``time.monotonic``), and ``linger`` for more."""
         queue = self._queue
+        self._hungry.set()
         if not queue:
             self._arrived.clear()
             try:
@@ -246,6 +277,7 @@ class Inputs:
                 ):
                     await self._arrived.wait()
             except TimeoutError:
+                self._hungry.clear()
                 return []
         if linger and len(queue) < most:
             until = asyncio.get_running_loop().time() + linger
@@ -253,12 +285,15 @@ class Inputs:
                 async with asyncio.timeout_at(until):
                     while len(queue) < most:
                         self._arrived.clear()
+                        self._hungry.set()
                         await self._arrived.wait()
             except TimeoutError:
                 pass
+        self._hungry.clear()
         if len(queue) <= most:
             items = list(queue)
             queue.clear()
+            self._ahead = 0
         else:
             items = [queue.popleft() for _ in range(most)]
         self._space.set()
@@ -312,6 +347,7 @@ class Inputs:
     def _put(self, edge: Edge, items: Sequence[Item]) -> None:
         if items:
             self._queue.extend(items)
+            self._hungry.clear()
             self._arrived.set()
         if edge.window.repeated:
             self.repeated[edge.name] = self.repeated.get(edge.name, 0) + edge.window.repeated
