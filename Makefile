@@ -20,7 +20,7 @@ JOBS ?= 2
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench fuzz chaos docs wheel lock clean
+.PHONY: help demo test check format bench fuzz chaos soak docs wheel lock clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -52,6 +52,9 @@ fuzz: $(READY) ## coverage-guided fuzzing of what foreign bytes reach (FOR=60 se
 
 chaos: $(READY) ## kill every process and cut the network of a running topology, again and again (MINUTES=5, SEED=1)
 	@$(BIN)/python tests/chaos/campaign.py --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5)
+
+soak: $(READY) ## run at half of the maximum rate and name what grows (FOR=10 minutes)
+	@$(BIN)/python -m benchmarks.soak --seconds $$(($(or $(FOR),10) * 60))
 
 docs: $(READY) ## write the generated pages anew, then check every link and command of the documentation
 	@$(BIN)/penstock nodes --markdown > docs/kinds.md.new

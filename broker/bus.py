@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import msgspec
@@ -80,10 +80,20 @@ class Subscription(ABC):
     dropped: int = 0
     """QoS 0 deliveries dropped so far because the queue was full (never with ``block``)."""
 
+    on_drop: Callable[[Delivery], None] | None = None
+    """Called with each of them; set by who subscribed. Must not raise."""
+
     @property
     @abstractmethod
     def queued(self) -> int:
         """Deliveries that wait to be received."""
+
+    @abstractmethod
+    async def arrived(self) -> None:
+        """Wait until something is queued, and leave it there, where the overflow policy still applies to it.
+
+        By the task that calls :meth:`receive`. Raises like it.
+        """
 
     @abstractmethod
     async def receive(self) -> list[Delivery]:

@@ -29,6 +29,7 @@ class LocalSubscription(Subscription):
     def __init__(self, bus: LocalBus, queue: Queue) -> None:
         self._bus = bus
         self.queue = queue
+        queue.on_drop = self._lost
         self._left: list[Delivery] = []
         self._detached = False
         self.closed = False
@@ -37,33 +38,38 @@ class LocalSubscription(Subscription):
     def dropped(self) -> int:  # type: ignore[override] # read from the queue, which may outlive us
         return self.queue.dropped
 
+    def _lost(self, delivery: Delivery) -> None:
+        if self.on_drop is not None:
+            self.on_drop(delivery)
+
     @property
     def queued(self) -> int:
         return len(self._left) if self._detached else len(self.queue.waiting)
 
-    async def receive(self) -> list[Delivery]:
+    async def arrived(self) -> None:
         queue = self.queue
-        while True:
-            if self._detached:
-                if self._left:
-                    taken, self._left = self._left, []
-                    return taken
-                raise ClosedError("the subscription is closed")
-            if queue.waiting:
-                taken = list(queue.waiting)
-                queue.waiting.clear()
-                for delivery in taken:
-                    if delivery.handle is not None:
-                        queue.given[id(delivery)] = delivery
-                self._bus.hub.wake()
-                return taken
-            if self.closed:
+        while not self.queued:
+            if self._detached or self.closed:
                 raise ClosedError("the subscription is closed")
             queue.reader = asyncio.get_running_loop().create_future()
             try:
                 await queue.reader
             finally:
                 queue.reader = None
+
+    async def receive(self) -> list[Delivery]:
+        await self.arrived()
+        if self._detached:
+            taken, self._left = self._left, []
+            return taken
+        queue = self.queue
+        taken = list(queue.waiting)
+        queue.waiting.clear()
+        for delivery in taken:
+            if delivery.handle is not None:
+                queue.given[id(delivery)] = delivery
+        self._bus.hub.wake()
+        return taken
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ class Queue:
     waiting: deque[Delivery] = field(default_factory=deque)
     given: dict[int, Delivery] = field(default_factory=dict)  # by id(): received, unacknowledged, in order
     dropped: int = 0
+    on_drop: Callable[[Delivery], None] | None = None
     reader: asyncio.Future[None] | None = None
     online: bool = True
 
@@ -175,9 +177,12 @@ class Hub:
 
     def _put(self, queue: Queue, delivery: Delivery) -> None:
         if delivery.handle is None and queue.full:
+            latest = queue.overflow == "latest"
+            oldest = next((i for i, d in enumerate(queue.waiting) if d.handle is None), None) if latest else None
             queue.dropped += 1
-            oldest = next((i for i, d in enumerate(queue.waiting) if d.handle is None), None)
-            if queue.overflow != "latest" or oldest is None:
+            if queue.on_drop is not None:
+                queue.on_drop(delivery if oldest is None else queue.waiting[oldest])
+            if oldest is None:
                 return
             del queue.waiting[oldest]
         queue.waiting.append(delivery)

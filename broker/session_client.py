@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from abc import abstractmethod
 from collections.abc import Sequence
 
 import mqtt5
 
+from broker.backoff import Backoff
 from broker.bus import Bus, Overflow, Publication, Receipt
 from broker.session_dial import SilentError, words
 from broker.session_inbox import Filter, Inbox, SessionSubscription
@@ -19,8 +19,6 @@ from schemas.errors import BusError, ClosedError, ConnectError, DeniedError
 
 ORPHANS = 30.0
 """Seconds after connecting in which a resumed session's messages wait for somebody to subscribe to them."""
-STEADY = 5.0
-"""Seconds that a connection must have lasted for the backoff to start anew."""
 SILENT = 3
 """Connections closed without an answer that make it likely that the broker does not know our protocol."""
 FAREWELL = 2.0
@@ -125,19 +123,19 @@ class Client(Bus):
         """Connect, and again after each loss, until closed."""
         loop, options = asyncio.get_running_loop(), self.options
         deadline = loop.time() + options.patience
-        wait, silent = options.backoff, 0
+        backoff, silent = Backoff(options.backoff, options.max_backoff, loop.time()), 0
         while True:
             try:
                 left = options.timeout if first.done() else deadline - loop.time()
                 lost = await self._dial(min(left, options.timeout))
             except ConnectError as error:
                 silent = silent + 1 if isinstance(error, SilentError) else 0
-                tired = error.permanent or (self._impatient and silent >= SILENT) or loop.time() + wait / 2 >= deadline
+                pause = backoff.failed(loop.time())
+                tired = error.permanent or (self._impatient and silent >= SILENT) or loop.time() + pause >= deadline
                 if tired and not first.done():
                     first.set_exception(error)
                     return
                 options.report("disconnected", str(error))
-                pause = wait * random.uniform(0.5, 1.5)  # noqa: S311 # jitter, not a secret
             else:
                 since = loop.time()
                 if not first.done():
@@ -147,11 +145,8 @@ class Client(Bus):
                 if self._closed:
                     break
                 options.report("disconnected", self._why())
-                if loop.time() - since >= STEADY:
-                    wait = options.backoff
-                pause = wait * random.uniform(0.0, 1.0)  # noqa: S311 # likewise
-            await asyncio.sleep(pause if first.done() else max(0.0, min(pause, deadline - loop.time())))
-            wait = min(2 * wait, options.max_backoff)
+                pause = backoff.lost(loop.time() - since, loop.time())
+            await asyncio.sleep(pause)
 
     def _attached(self, *, resumed: bool) -> None:
         """There is a link: subscribe again, forget what is to be forgotten. Sending again is the caller's, after this."""

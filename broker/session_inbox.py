@@ -102,7 +102,7 @@ class SessionSubscription(Subscription):
     def queued(self) -> int:
         return len(self.queue)
 
-    async def receive(self) -> list[Delivery]:
+    async def arrived(self) -> None:
         while not self.queue:
             if self.error is not None:
                 raise self.error
@@ -113,6 +113,9 @@ class SessionSubscription(Subscription):
                 await self._waiter
             finally:
                 self._waiter = None
+
+    async def receive(self) -> list[Delivery]:
+        await self.arrived()
         taken = list(self.queue)
         self.queue.clear()
         self.held += sum(d.handle is not None for d in taken)
@@ -140,22 +143,28 @@ class SessionSubscription(Subscription):
         """Queue it, or drop it or another by the policy; False: the link must pause."""
         if delivery.handle is None and self.full:
             if self.overflow == "sample":
-                self.dropped += 1
+                self._drop(delivery)
                 return True
             if self.overflow == "latest":
-                self.dropped += 1
-                return self._replace(delivery)
+                self._replace(delivery)
+                return True
         self.queue.append(delivery)
         return self.overflow != "block" or not self.full
 
-    def _replace(self, delivery: Delivery) -> bool:
+    def _replace(self, delivery: Delivery) -> None:
         """Drop the oldest QoS 0 delivery for this one; where all are QoS 1, this one is what is dropped."""
         for i, old in enumerate(self.queue):
             if old.handle is None:
                 del self.queue[i]
                 self.queue.append(delivery)
-                break
-        return True
+                self._drop(old)
+                return
+        self._drop(delivery)
+
+    def _drop(self, delivery: Delivery) -> None:
+        self.dropped += 1
+        if self.on_drop is not None:
+            self.on_drop(delivery)
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

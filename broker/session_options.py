@@ -98,7 +98,8 @@ class Options:
     :param aliases: use topic aliases on what we send where the broker offers them.
     :param patience: seconds that the first connection may take in all, retries included.
     :param timeout: seconds for one attempt to connect, and for the broker's answer to it.
-    :param backoff: seconds before the first retry; doubled each time, ± half at random, up to ``max_backoff``.
+    :param backoff: seconds before the first retry; doubled each time, up to a second, or a thirtieth of the time that the
+        broker has been away, and never beyond ``max_backoff``. Up to half less at random.
     """
 
     client_id: str = ""

@@ -23,9 +23,13 @@ from typing import Any
 
 import msgspec
 
-RESEND_AFTER = 1_000_000_000
-"""ns without progress after which what a consumer has not received is sent again; doubles up to RESEND_AT_MOST."""
+ASK_AFTER = 1_000_000_000
+"""ns without progress after which a consumer is asked where it stands."""
+ASK_AGAIN = 2_000_000_000
+"""ns between two such questions: they are small, and the one before may have been lost."""
 RESEND_AT_MOST = 16_000_000_000
+"""ns, at most, between two answers that are met with all that is lacking, while that does not help; begins with ASK_AFTER and
+doubles."""
 REPEAT_GUARD = 100_000_000
 """ns within which a number that was asked for is not sent a second time."""
 MOST_MISSING = 256
@@ -41,6 +45,8 @@ class Ack(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     :param hello: the consumer has just subscribed: what was sent before may not have reached it.
     :param ended: the stream's end is done and the consumer is gone for good.
     :param rooted: its state is on its disk: nobody can take its part over while it is away.
+    :param answer: to a :class:`Knock`, and nothing that has come to the consumer waits there to be looked at: what lies
+        after ``received`` is not with it.
     """
 
     epoch: int
@@ -50,6 +56,7 @@ class Ack(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     hello: bool = False
     ended: bool = False
     rooted: bool = False
+    answer: bool = False
 
 
 class Knock(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -100,7 +107,13 @@ class Kept(msgspec.Struct, gc=False):
 
 
 class Peer(msgspec.Struct):
-    """What a producer knows of one consumer. ``fast``: only the end of the stream waits for it."""
+    """What a producer knows of one consumer. ``fast``: only the end of the stream waits for it.
+
+    :param progress: ns, when it last got on, or was asked.
+    :param patience: ns from then on until it is asked.
+    :param hold: ns, until when an answer is not met with what is lacking: it was sent just now, and in vain before.
+    :param pause: ns, how long the next such time is.
+    """
 
     name: str
     fast: bool = False
@@ -109,7 +122,14 @@ class Peer(msgspec.Struct):
     received: int = 0
     done: int = 0
     progress: int = 0
-    patience: int = RESEND_AFTER
+    patience: int = ASK_AFTER
+    hold: int = 0
+    pause: int = ASK_AFTER
+
+    def moved(self, now: int) -> None:
+        """It got on, or begins anew."""
+        self.progress, self.patience = now, ASK_AFTER
+        self.hold, self.pause = 0, ASK_AFTER
 
 
 class SendWindow:
@@ -176,7 +196,7 @@ class SendWindow:
         """Keep the message that was numbered :attr:`next`."""
         if not self.kept:
             for peer in self.peers.values():
-                peer.progress, peer.patience = now, RESEND_AFTER
+                peer.moved(now)
         self.kept.append(Kept(self.next, topic, payload, final))
         self.bytes += len(payload)
         self.next += 1
@@ -197,8 +217,8 @@ class SendWindow:
             return Knock(self.epoch, self.base, self.committed is not None), []
         peer.ended = ack.ended
         behind = ack.received < peer.received
-        if ack.received > peer.received or ack.done > peer.done:
-            peer.progress, peer.patience = now, RESEND_AFTER
+        if ack.received > peer.received or ack.done > peer.done or ack.hello:
+            peer.moved(now)
         peer.received = ack.received
         peer.done = max(peer.done, ack.done)
         self._release()
@@ -208,6 +228,8 @@ class SendWindow:
             ) if behind or ack.hello else []
         if behind or ack.hello:
             return None, self._after(peer, now)
+        if ack.answer:
+            return None, self._answered(peer, now)
         if ack.missing:
             first, last = self.base, self._last
             wanted = (self.kept[seq - first] for seq in ack.missing if first <= seq <= last)
@@ -221,28 +243,48 @@ class SendWindow:
         self.bytes = sum(len(kept.payload) for kept in self.kept)
         return gone
 
+    def anew(self, now: int) -> None:
+        """Our link is there again: what was in vain before need not be now."""
+        for peer in self.peers.values():
+            peer.moved(now)
+
     def left(self, name: str) -> None:
         """A consumer has ended and left for good: somebody saw it who knows (the supervisor)."""
         if (peer := self.peers.get(name)) is not None:
             peer.ended = True
             self._release()
 
-    def due(self, now: int) -> list[tuple[str, list[Kept]]]:
-        """By consumer, what has had no progress for too long and is to be sent again. Called a few times a second."""
+    def due(self, now: int) -> list[str]:
+        """Consumers that had no progress for too long, and are to be asked where they stand with a :class:`Knock`.
+
+        Their answer says what they lack, and only that is sent again: who is merely slow is not given everything twice. A
+        question comes through at the latest :data:`ASK_AGAIN` after the way is open again, whatever was lost before, and
+        they are few. Called a few times a second.
+        """
         out = []
         for peer in self.peers.values():
-            if peer.ended or not self.kept or now - peer.progress < peer.patience:
-                continue
-            peer.progress = now
-            peer.patience = min(peer.patience * 2, RESEND_AT_MOST)
-            if again := self._after(peer, now):
-                out.append((peer.name, again))
+            if now - peer.progress >= peer.patience and self._owes(peer):
+                peer.progress, peer.patience = now, ASK_AGAIN
+                out.append(peer.name)
         return out
+
+    def _owes(self, peer: Peer) -> bool:
+        """Whether something that may be sent waits for this consumer."""
+        if peer.ended or not self.kept or peer.done >= self._last:
+            return False
+        return not peer.fast or self.kept[-1].final
 
     @property
     def _last(self) -> int:
         """Last number that may be sent."""
         return self.next - 1 if self.committed is None else self.committed
+
+    def _answered(self, peer: Peer, now: int) -> list[Kept]:
+        """What to send a consumer that was asked and says what it lacks; ever more rarely if that does not help."""
+        if now < peer.hold or not (again := self._after(peer, now)):
+            return []
+        peer.hold, peer.pause = now + peer.pause, min(2 * peer.pause, RESEND_AT_MOST)
+        return again
 
     def _after(self, peer: Peer, now: int) -> list[Kept]:
         last = self._last
@@ -331,7 +373,7 @@ class ReceiveWindow:
             self.done = seq
             self.changed = True
 
-    def ack(self, *, hello: bool = False, rooted: bool = False) -> Ack:
+    def ack(self, *, hello: bool = False, rooted: bool = False, answer: bool = False) -> Ack:
         """What to tell the producer now."""
         self.changed = False
         missing: tuple[int, ...] = ()
@@ -340,7 +382,7 @@ class ReceiveWindow:
             missing = tuple(
                 seq for seq in range(self.next, min(last, self.next + MOST_MISSING)) if seq not in self._early
             )
-        return Ack(self.epoch, self.next - 1, self.done, missing, hello, self.ended, rooted)
+        return Ack(self.epoch, self.next - 1, self.done, missing, hello, self.ended, rooted, answer)
 
     def _begin(self, epoch: int, first: int) -> None:
         self.epoch = epoch

@@ -121,7 +121,7 @@ class Brokers:
             child.replace([None, "-m", "broker.embedded", "--listen", self._addresses[name]])
             return self._stopping
 
-        await keep(child, lambda: None, ended)
+        await keep(child, lambda: None, ended, worked=self._ready[name].is_set)
 
     async def _keep_mosquitto(self, name: str) -> None:
         program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
@@ -148,7 +148,7 @@ class Brokers:
             return self._stopping
 
         try:
-            await keep(child, lambda: None, ended)
+            await keep(child, lambda: None, ended, worked=self._ready[name].is_set)
         finally:
             answering.cancel()
 

@@ -24,6 +24,8 @@ MOST_REPLICAS = 64
 """An epoch's remainder by this is the number of the replica that it is of."""
 _HEARTBEAT = 0.3
 """Seconds after which a producer hears of arrivals whose effects are not done yet."""
+_MOST_AHEAD = 16 * 1024 * 1024
+"""Bytes of ``fast`` edges taken from their subscriptions before anybody asked for them."""
 FOREIGN = "foreign"
 """The ledger's edge of what somebody else published on a topic of ours."""
 REPLAYED = "replayed"
@@ -74,6 +76,13 @@ class Stream:
         self.rooted = False
 
 
+class Drops(msgspec.Struct):
+    """What a full queue of a ``fast`` edge dropped, not yet booked."""
+
+    messages: int = 0
+    rows: int = 0
+
+
 class Edge:
     """One edge that the node reads, and what is known of it."""
 
@@ -87,7 +96,7 @@ class Edge:
         self.replayed = RecentIds(SEEN, replayed)
         self.subscription: Subscription | None = None
         self.endings: Subscription | None = None
-        self.dropped = 0
+        self.dropped = Drops()
 
     @property
     def ended(self) -> bool:
@@ -97,6 +106,19 @@ class Edge:
     def stream(self, epoch: int) -> Stream:
         """The stream with this numbering: an epoch tells its producer's number."""
         return self.streams[epoch % MOST_REPLICAS] if epoch % MOST_REPLICAS < len(self.streams) else self.streams[0]
+
+    def lost(self, delivery: Delivery) -> None:
+        """A full queue dropped it. The end of the stream, which comes again, is no loss."""
+        payload = delivery.payload
+        rows = payload.rows if isinstance(payload, Message) else codec.rows_in(payload)
+        if rows is not None:
+            self.dropped.messages += 1
+            self.dropped.rows += rows
+
+    @property
+    def queued(self) -> int:
+        """Messages that have arrived and were not looked at yet."""
+        return 0 if self.subscription is None else self.subscription.queued
 
     @property
     def remote(self) -> bool:
@@ -139,6 +161,8 @@ class Inputs:
         self._queue: deque[Item] = deque()
         self._arrived = asyncio.Event()
         self._space = asyncio.Event()
+        self._hungry = asyncio.Event()
+        self._ahead = 0  # bytes of fast edges in the queue; nobody else bounds those
         self._again: Subscription | None = None
         self.edges = {
             spec.name: Edge(spec, journal, seen.get(spec.name, ()), seen.get(f"{REPLAYED}:{spec.name}", ()))
@@ -187,18 +211,29 @@ class Inputs:
             # the end must not be dropped where data may be: it comes by a queue of its own
             edge.subscription = await bus.subscribe([f"{base}/+"], qos=0, capacity=spec.queue, overflow=spec.overflow)
             edge.endings = await bus.subscribe([base], qos=1, capacity=4)
+        if not spec.safe:
+            edge.subscription.on_drop = edge.lost
 
     async def receive(self, edge: Edge) -> None:
         """Take an edge's deliveries for ever; a task of the runtime's."""
         subscription = edge.subscription
         if subscription is None:
             return
+        spec = edge.spec
+        # what waits is to wait where the overflow policy sees it; reading on a little only spares stopping the link
+        waits = not spec.safe and (spec.overflow != "block" or not edge.remote)
         while True:
-            while len(self._queue) >= self._most:
+            if waits:
+                await self._hungry.wait()
+                await subscription.arrived()
+                if not self._hungry.is_set():  # somebody else's messages came first
+                    continue
+            while len(self._queue) >= self._most or self._ahead >= _MOST_AHEAD:
                 self._space.clear()
                 await self._space.wait()
             batch = await subscription.receive()
-            edge.dropped = subscription.dropped if not edge.spec.safe else 0
+            if edge.remote and not spec.safe:
+                self._ahead += sum(len(delivery.payload) for delivery in batch)
             self._take(edge, batch)
 
     async def receive_end(self, edge: Edge) -> None:
@@ -213,9 +248,9 @@ class Inputs:
             await asyncio.sleep(0.01)
 
     async def receive_again(self) -> None:
-        """Take what producers send again, and their knocks, for ever; a task of the runtime's."""
+        """Take what producers send again, and answer their knocks, for ever; a task of the runtime's."""
         while self._again is not None:
-            knocked = False
+            knocked: dict[str, Stream] = {}
             for delivery in await self._again.receive():
                 parts = delivery.topic.split("/")
                 name = f"{parts[3]}.{parts[4]}" if len(parts) == 5 else ""
@@ -226,7 +261,7 @@ class Inputs:
                 else:
                     continue
                 if edge.remote and (knock := unpack_knock(delivery.payload)) is not None:
-                    knocked = True
+                    knocked[stream.name] = stream
                     stream.rooted = knock.rooted
                     self._put(stream, stream.window.knocked(knock))
                 else:
@@ -234,7 +269,22 @@ class Inputs:
                         await self._drained(edge)
                     self._take(edge, [delivery], again=True)
             if knocked:
-                await self.acknowledge(hello=True)
+                await asyncio.sleep(0)  # what came with the knock is to be taken first
+                await self._answer(list(knocked.values()))
+
+    async def _answer(self, streams: Sequence[Stream]) -> None:
+        """Tell producers that knocked where we stand. What we have not looked at yet they need not send again."""
+        if self._control is None:
+            return
+        acks = [
+            Publication(
+                topics.ack(self._topology, stream.producer, stream.edge.spec.port, self._node),
+                pack(stream.window.ack(rooted=self._rooted, answer=not stream.edge.queued)),
+                qos=1,
+            )
+            for stream in streams
+        ]
+        (await self._control.publish(acks)).add_done_callback(_ignore)
 
     async def watch(self) -> None:
         """See which replicas among the producers of merged streams are away, for ever; a task of the runtime's."""
@@ -311,6 +361,7 @@ class Inputs:
     async def take(self, most: int, linger: float, deadline: float | None) -> list[Item]:
         """Up to ``most`` items; waits for one until ``deadline`` (``time.monotonic``), and ``linger`` for more."""
         queue = self._queue
+        self._hungry.set()
         if not queue:
             self._arrived.clear()
             try:
@@ -319,6 +370,7 @@ class Inputs:
                 ):
                     await self._arrived.wait()
             except TimeoutError:
+                self._hungry.clear()
                 return []
         if linger and len(queue) < most:
             until = asyncio.get_running_loop().time() + linger
@@ -326,12 +378,15 @@ class Inputs:
                 async with asyncio.timeout_at(until):
                     while len(queue) < most:
                         self._arrived.clear()
+                        self._hungry.set()
                         await self._arrived.wait()
             except TimeoutError:
                 pass
+        self._hungry.clear()
         if len(queue) <= most:
             items = list(queue)
             queue.clear()
+            self._ahead = 0
         else:
             items = [queue.popleft() for _ in range(most)]
         self._space.set()
@@ -393,6 +448,7 @@ class Inputs:
                     _merge(merge, number, item)
                 items = merge.free()
             self._queue.extend(items)
+            self._hungry.clear()
             self._arrived.set()
         if stream.window.repeated:
             name = stream.edge.name

@@ -7,6 +7,7 @@ left behind agree with what its neighbours know.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -16,6 +17,8 @@ from schemas.messages import Flow, Ledger
 _BASE = 1.2
 """Each latency bucket is a fifth wider than the one before: percentiles are right to within 10 %."""
 _BUCKETS = 160
+SPAN = 15.0
+"""Seconds after which latencies are counted anew."""
 
 
 class Latency:
@@ -44,6 +47,35 @@ class Latency:
             if count and seen >= wanted:
                 return int(self._edges[min(i, _BUCKETS - 1)])
         return 0
+
+
+class Recent:
+    """Latencies of the last while: of the span that is under way and the one before, so of :data:`SPAN` to twice as much."""
+
+    __slots__ = ("_before", "_now", "_since")
+
+    def __init__(self) -> None:
+        self._before, self._now, self._since = Latency(), Latency(), monotonic()
+
+    @property
+    def total(self) -> int:
+        """How many were seen."""
+        return self._before.total + self._now.total
+
+    def add(self, duration: int, times: int = 1) -> None:
+        """As :meth:`Latency.add`."""
+        if (now := monotonic()) - self._since > SPAN:
+            # after a long pause the span before is as old as the pause: nothing of it is recent
+            self._before = self._now if now - self._since < 2 * SPAN else Latency()
+            self._now, self._since = Latency(), now
+        self._now.add(duration, times)
+
+    def percentile(self, p: float) -> int:
+        """As :meth:`Latency.percentile`."""
+        both = Latency()
+        both.counts = [a + b for a, b in zip(self._before.counts, self._now.counts, strict=True)]
+        both.total = self.total
+        return both.percentile(p)
 
 
 class Entry:
@@ -85,7 +117,7 @@ class Books:
     def __init__(self, node: str) -> None:
         self.node = node
         self.total = Entry()
-        self.latency = {"wait": Latency(), "process": Latency(), "since-source": Latency()}
+        self.latency = {"wait": Recent(), "process": Recent(), "since-source": Recent()}
 
     def book(self, entry: Entry) -> None:
         """Add an entry."""

@@ -25,8 +25,8 @@ from schemas import codec, topics
 from schemas.errors import BusError, ClosedError, PacketTooLargeError, PayloadError, PublishFailedError
 from schemas.messages import End, Message, Progress, State
 
-_RESEND_CHECK = 0.25
-"""Seconds between looks for what has had no progress."""
+_ASK_CHECK = 0.25
+"""Seconds between looks for who has had no progress."""
 _PATIENCE = 5.0
 """Seconds of silence of a consumer before we say that we wait for it."""
 
@@ -194,14 +194,14 @@ class Outputs:
         return any(member.channel is channel and member.taken for _, _, member in self._members())
 
     async def resend(self) -> None:
-        """Send again what has had no progress, for ever; a task of the runtime's."""
+        """Ask consumers that have had no progress what they lack, for ever; a task of the runtime's."""
         quiet = time.monotonic() + _PATIENCE
         while self._bus is not None and self._channels:
-            await asyncio.sleep(_RESEND_CHECK)
+            await asyncio.sleep(_ASK_CHECK)
             now = time.time_ns()
-            for channel in self._channels.values():
-                for consumer, kept in channel.window.due(now):
-                    await self._again(channel, consumer, kept)
+            asked = [(consumer, c) for c in self._channels.values() for consumer in c.window.due(now)]
+            if asked:
+                await self._ask(asked)
             for several in self._lanes.values():
                 for lanes in several:
                     await self._divide(lanes)
@@ -383,13 +383,19 @@ class Outputs:
 
     async def knock(self) -> None:
         """Tell every remote consumer where our numbering begins; they answer with where they stand."""
+        for channel in self._channels.values():
+            channel.window.anew(time.time_ns())
+        await self._ask([(consumer, c) for c in self._channels.values() for consumer in c.window.peers])
+
+    async def _ask(self, whom: Sequence[tuple[str, Channel]]) -> None:
+        """Knock at these consumers, for these channels."""
+        if not whom or self._bus is None:
+            return
         knocks = [
             self._control(channel, consumer, pack(Knock(channel.window.epoch, channel.window.base, self._durable)))
-            for channel in self._channels.values()
-            for consumer in channel.window.peers
+            for consumer, channel in whom
         ]
-        if knocks and self._bus is not None:
-            await self._bus.publish(knocks)
+        await self._bus.publish(knocks)
 
     def _control(self, channel: Channel, consumer: str, payload: bytes) -> Publication:
         return Publication(topics.again(self._topology, consumer, self._node, channel.port), payload, qos=0)

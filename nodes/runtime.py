@@ -21,7 +21,7 @@ from typing import Any
 from broker.bus import Receipt
 from nodes import log
 from nodes.assignment import NodeSpec
-from nodes.inputs import FOREIGN, MOST_REPLICAS, REPLAYED, Inputs, Item
+from nodes.inputs import FOREIGN, MOST_REPLICAS, REPLAYED, Drops, Inputs, Item
 from nodes.journal import Journal, packed
 from nodes.lanes import TAKEOVER
 from nodes.ledger import Books, Entry
@@ -78,7 +78,6 @@ class Runtime(ABC):
         self._live: dict[str, tuple[int, int]] = {}
         self._buried: Entry = Entry()
         self.signs = Signs(topology, spec, links.bus, links.report, state)
-        self._dropped_seen: dict[str, int] = {}
         self._ready = False
         self._left: set[str] = set()
         self._greeting: asyncio.Task[None] | None = None
@@ -465,13 +464,12 @@ class Runtime(ABC):
             messages.append(message)
         step.entry.repeated, self.inputs.repeated = self.inputs.repeated, {}
         for edge in {item.edge.name: item.edge for item in items}.values():
-            new = edge.dropped - self._dropped_seen.get(edge.name, 0)
-            if new > 0:
-                self._dropped_seen[edge.name] = edge.dropped
-                step.entry.receive(edge.name, new, new)
-                step.entry.drop("queue-full", new)
+            if (drops := edge.dropped).messages:
+                edge.dropped = Drops()
+                step.entry.receive(edge.name, drops.messages, drops.rows)
+                step.entry.drop("queue-full", drops.rows)
                 count, total = self._live.get(edge.name, (0, 0))
-                self._live[edge.name] = (count + new, total + new)
+                self._live[edge.name] = (count + drops.messages, total + drops.rows)
         return messages
 
     def _measure(self, items: Sequence[Item], began: int, ended: int) -> None:

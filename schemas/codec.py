@@ -393,6 +393,17 @@ _FROM_WIRE: dict[type, Callable[[Any], Body]] = {
     UpdateBody: _update,
 }
 
+
+class _Count(msgspec.Struct):
+    n: Any = 1
+
+
+class _Glance(msgspec.Struct):
+    type: str
+    body: _Count
+
+
+_glance = msgspec.msgpack.Decoder(_Glance).decode
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(WireMessage)
 
@@ -434,6 +445,21 @@ def decode_sequenced(payload: bytes | memoryview, *, trace: str | None = None) -
     convert = _FROM_WIRE.get(type(body))
     message = Message(wire.id, wire.source, wire.time, body if convert is None else convert(body), trace, wire.born)
     return message, wire.epoch, wire.seq
+
+
+def rows_in(payload: bytes | memoryview) -> int | None:
+    """Rows that the ledger counts for a message that is not looked at any further, because it is dropped.
+
+    A glance costs a small part of :func:`decode`. None: the end of a stream, or no message; neither is a loss.
+    """
+    try:
+        seen = _glance(payload)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError):
+        return None
+    if seen.type == "end/1":
+        return None
+    n = seen.body.n if seen.type == "readings/1" else 1
+    return n if isinstance(n, int) and n >= 0 else None
 
 
 def json_schemas() -> dict[str, Any]:

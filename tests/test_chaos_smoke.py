@@ -34,6 +34,14 @@ def test_a_short_campaign_ends_well() -> None:
     assert len(run["recoveries"]) == 7
 
 
+def test_a_campaign_that_takes_too_long_is_given_up_and_says_so() -> None:
+    command = [sys.executable, str(CHAOS / "campaign.py"), "--smoke", "--json", "--within", "0.05"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (run,) = json.loads(done.stdout)["runs"]
+    assert any("not over within 3 s" in fault for fault in run["faults"]), run["faults"]
+
+
 def test_a_seed_stands_for_one_schedule() -> None:
     one = schedule(7, "embedded", 100_000, 9, 6)
     assert one == schedule(7, "embedded", 100_000, 9, 6)

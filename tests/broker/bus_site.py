@@ -189,6 +189,7 @@ class Proxy:
                 await self._flow.wait()
                 writer.write(data)
                 await writer.drain()
+            await self._flow.wait()  # a silent link does not tell that the far end has closed either
         finally:
             writer.close()
 

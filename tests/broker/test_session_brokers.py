@@ -430,6 +430,27 @@ def test_a_broker_of_mqtt_3_1_1_is_found_out(mosquitto: Start, answer: bytes) ->
     go(main())
 
 
+@KINDS
+@pytest.mark.slow
+def test_a_link_that_breaks_again_and_again_is_tried_again_soon(kind: type[Session | Legacy]) -> None:
+    """Each time before it counts as steady. With pauses that only double, the twelfth would come after a minute or two."""
+
+    async def main() -> None:
+        async with (
+            EmbeddedBroker() as broker,
+            Proxy(int(broker.addresses[0].rpartition(":")[2])) as proxy,
+            kind(f"mqtt://127.0.0.1:{proxy.port}") as bus,
+            asyncio.timeout(30),
+        ):
+            for _ in range(12):
+                await until(lambda: bus.connected, 30)
+                proxy.cut()
+                await until(lambda: not bus.connected, 30)
+            await until(lambda: bus.connected, 30)
+
+    go(main())
+
+
 def test_nobody_there() -> None:
     async def main() -> None:
         for kind in (Session, Legacy):

@@ -131,8 +131,8 @@ class Campaign:
     def table(self) -> str:
         return f"means_{self.tally.broker}" if self._server is not None else "means"
 
-    async def run(self, blows: list[Blow]) -> Outcome:
-        """Run to the end; raises what stopped it before."""
+    async def run(self, blows: list[Blow], limit: float) -> Outcome:
+        """Run to the end, for at most ``limit`` seconds; raises what stopped it before."""
         path, state = self.folder / "chaos.yaml", self.folder / "state"
         plan = prepare(path, state=state)
         supervisor = Supervisor(plan, state=state, level="error")
@@ -144,8 +144,14 @@ class Campaign:
             asyncio.create_task(work) for work in (self._watch(supervisor), self._strike(supervisor, brokers, blows))
         ]
         try:
+            until_then = time.monotonic() + limit
             while not running.done():
-                await asyncio.wait({running, *hands}, return_when=asyncio.FIRST_COMPLETED)
+                left = until_then - time.monotonic()
+                await asyncio.wait({running, *hands}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+                if left <= 0:
+                    raise TimeoutError(
+                        f"not over within {limit:.0f} s, at {self._stored} rows in the sink; see --within"
+                    )
                 for hand in [hand for hand in hands if hand.done()]:
                     hands.remove(hand)
                     hand.result()
@@ -255,15 +261,15 @@ async def _forever(condition: Callable[[], bool]) -> None:
 
 
 def disturb(
-    folder: Path, broker: str, readings: int, seconds: float, blows: list[Blow], server: Server | None
+    folder: Path, broker: str, readings: int, seconds: float, blows: list[Blow], server: Server | None, limit: float
 ) -> Tally:
-    """One broker's part of the campaign."""
+    """One broker's part of the campaign; given up after ``limit`` seconds, which is a fault."""
     folder.mkdir(parents=True)
     campaign = Campaign(folder, broker, readings, seconds, server)
     tally = campaign.tally
     began = time.monotonic()
     try:
-        outcome = asyncio.run(campaign.run(blows))
+        outcome = asyncio.run(campaign.run(blows, limit))
         tally.faults = campaign.judge(outcome)
     except (PenstockError, TimeoutError, sqlite3.Error) as error:
         tally.faults = [f"{type(error).__name__}: {error}"]
@@ -315,6 +321,7 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, default=DEFAULT_MINUTES, help="about so long; blows and readings grow with it"
     )
+    parser.add_argument("--within", type=float, help="minutes after which it is given up; twice --minutes if left out")
     parser.add_argument("--readings", type=int, help="in all; 40,000 a minute if left out")
     parser.add_argument("--broker", choices=["embedded", "mosquitto"], action="append", help="only this one")
     parser.add_argument(
@@ -323,8 +330,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="the result for programs")
     parser.add_argument("--keep", type=Path, help="leave the files there")
     given = parser.parse_args()
-    if given.minutes <= 0 or (given.readings is not None and given.readings <= 0):
-        parser.error("--minutes and --readings must be greater than 0")
+    if given.minutes <= 0 or (given.within or 1) <= 0 or (given.readings is not None and given.readings <= 0):
+        parser.error("--minutes, --within and --readings must be greater than 0")
     chosen = given.broker or (["embedded"] if given.smoke else ["embedded", "mosquitto"])
     installed = [name for name in chosen if KINDS[name].found() is not None]
     minutes = 0.1 if given.smoke else given.minutes
@@ -337,6 +344,9 @@ def main() -> int:
         for b in installed
     }
     say = (lambda *_: None) if given.json else print
+    most = 60.0 * (given.within or 2 * given.minutes)
+    over = time.monotonic() + most
+    say(f"given up after {most / 60:g} minutes if it is not over by then")
     for name, blows in plans.items():
         say(f"seed {given.seed}, {name}: {'; '.join(map(str, blows))}")
     log.send_to(log.structured("error"))  # that killed processes are started again is no news here
@@ -344,9 +354,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary, postgres(not given.smoke) as server:
         folder = given.keep or Path(temporary)
         say(f"aggregates go to {'PostgreSQL' if server is not None else 'SQLite; PostgreSQL is not there'}")
-        for name, blows in plans.items():
+        for number, (name, blows) in enumerate(plans.items()):
             # a third of the time is for getting up again
-            tally = disturb(folder / name, name, each, 12 if given.smoke else minutes * 40 / len(plans), blows, server)
+            seconds = 12 if given.smoke else minutes * 40 / len(plans)
+            limit = (over - time.monotonic()) / (len(plans) - number)
+            tally = disturb(folder / name, name, each, seconds, blows, server, limit)
             tallies.append(tally)
             if not given.json:
                 tell(tally, blows)
