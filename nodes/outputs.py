@@ -110,7 +110,7 @@ class Outputs:
             made = SendWindow(epoch, port.remote, messages=window, size=window_bytes, first=first, earlier=earlier)
             made.committed = (kept[-1][0] if kept else first - 1) if durable else None
             for _, topic, payload in kept:
-                made.push(topic, payload, time.time_ns())
+                made.push(topic, payload, time.monotonic_ns())
             self._windows[port.name] = made
             if durable:
                 self._released[port.name] = made.floor
@@ -171,7 +171,9 @@ class Outputs:
         quiet = time.monotonic() + _PATIENCE
         while self._bus is not None and self._windows:
             await asyncio.sleep(_RESEND_CHECK)
-            now = time.time_ns()
+            now = (
+                time.monotonic_ns()
+            )  # not the time of day: set back, nothing would be sent again until it is made up for
             for port, window in self._windows.items():
                 for consumer, kept in window.due(now):
                     await self._again(port, consumer, kept)
@@ -198,7 +200,7 @@ class Outputs:
         :returns: messages that cannot travel (larger than the broker takes), with the reason.
         """
         refused = []
-        now = time.time_ns()
+        now = time.monotonic_ns()
         for name, message in sent:
             port = self._ports.get(name)
             if port is None:
@@ -239,7 +241,7 @@ class Outputs:
             if (window := self._windows.get(name)) is not None:
                 payload = codec.encode(message, epoch=window.epoch, seq=window.next)
                 mark.number(name, window, window.next)
-                window.push(topic, payload, now, final=True)
+                window.push(topic, payload, time.monotonic_ns(), final=True)
                 self._staged.append(Publication(topic, payload, qos=1, content_type=codec.CONTENT_TYPE))
             elif port.publish and self._bus is not None:
                 self._staged.append(Publication(topic, codec.encode(message), qos=1, content_type=codec.CONTENT_TYPE))
@@ -288,7 +290,7 @@ class Outputs:
             await self._bus.publish(knocks)
 
     async def _acknowledged(self, port: str, consumer: str, window: SendWindow, ack: Ack) -> None:
-        knock, kept = window.heard(consumer, ack, time.time_ns())
+        knock, kept = window.heard(consumer, ack, time.monotonic_ns())
         if not window.waiting:
             self._heard.set()
         if knock is not None and self._bus is not None:
