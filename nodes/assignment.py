@@ -114,6 +114,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     :param brokers: by name.
     :param left: nodes of the run that have ended already.
     :param level: least log level that is sent.
+    :param clock: ns by which the time of day is moved for the process (a drill).
     """
 
     topology: str
@@ -125,6 +126,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     brokers: dict[str, Broker]
     level: str = "info"
     left: list[str] = []
+    clock: int = 0
 
 
 class Report(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -153,8 +155,10 @@ class Command(msgspec.Struct, omit_defaults=True, kw_only=True):
     :param stop: nodes to stop: sources read no more; a node whose inputs are idle leaves, keeping its state.
     :param end: sources to end as if their data had ended, so that windows close.
     :param left: nodes, of other processes too, that have ended and left.
+    :param clock: ns by which the time of day is moved for the process from now on (a drill).
     """
 
     stop: list[str] = []
     end: list[str] = []
     left: list[str] = []
+    clock: int | None = None

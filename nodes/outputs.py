@@ -90,7 +90,10 @@ class Outputs:
             end = topics.output(topology, self._public, port)
             for _, topic, payload in kept:
                 made.push(
-                    topic, payload, time.time_ns(), final=topic == end or (lane is not None and any(peers.values()))
+                    topic,
+                    payload,
+                    time.monotonic_ns(),
+                    final=topic == end or (lane is not None and any(peers.values())),
                 )
             made.committed = made.next - 1 if durable else None
             found = self._channels[key] = Channel(key, port, made, lane)
@@ -198,7 +201,7 @@ class Outputs:
         quiet = time.monotonic() + _PATIENCE
         while self._bus is not None and self._channels:
             await asyncio.sleep(_ASK_CHECK)
-            now = time.time_ns()
+            now = time.monotonic_ns()
             asked = [(consumer, c) for c in self._channels.values() for consumer in c.window.due(now)]
             if asked:
                 await self._ask(asked)
@@ -213,7 +216,7 @@ class Outputs:
     async def _divide(self, lanes: Lanes) -> None:
         """See which replicas are there, and move what belongs to those that are not."""
         for member in lanes.lost(time.monotonic()):
-            channel, floor, now = member.channel, member.channel.window.floor, time.time_ns()
+            channel, floor, now = member.channel, member.channel.window.floor, time.monotonic_ns()
             debts: dict[str, tuple[Channel, int]] = {}
             moved: list[Publication] = []
             for kept in channel.window.withdraw():
@@ -254,7 +257,7 @@ class Outputs:
         topic = channel.lane or topics.output(self._topology, self._public, channel.port)
         payload = self._encode(channel, message)
         if channel.window.sequenced:
-            self._keep(channel, topic, payload, time.time_ns())
+            self._keep(channel, topic, payload, time.monotonic_ns())
         return _publication(message, topic, payload, 1 if channel.window.sequenced else 0)
 
     def divided(self, sent: Sequence[tuple[str, Message]]) -> list[tuple[str, Message]]:
@@ -290,7 +293,7 @@ class Outputs:
         :returns: messages that cannot travel (larger than the broker takes), with the reason.
         """
         refused = []
-        now = time.time_ns()
+        now = time.monotonic_ns()
         for name, message in sent:
             port = self._ports.get(name)
             if port is None:
@@ -341,7 +344,7 @@ class Outputs:
             for channel in ways:
                 to, payload = channel.lane or topic, self._encode(channel, message, always=True)
                 mark.number(channel, channel.window.next)
-                self._keep(channel, to, payload, now, final=True)
+                self._keep(channel, to, payload, time.monotonic_ns(), final=True)
                 self._staged.append(_publication(message, to, payload, 1))
             if name not in self._channels and port.publish and self._bus is not None:
                 self._staged.append(_publication(message, topic, codec.encode(message), 1))
@@ -384,7 +387,7 @@ class Outputs:
     async def knock(self) -> None:
         """Tell every remote consumer where our numbering begins; they answer with where they stand."""
         for channel in self._channels.values():
-            channel.window.anew(time.time_ns())
+            channel.window.anew(time.monotonic_ns())
         await self._ask([(consumer, c) for c in self._channels.values() for consumer in c.window.peers])
 
     async def _ask(self, whom: Sequence[tuple[str, Channel]]) -> None:
@@ -401,7 +404,7 @@ class Outputs:
         return Publication(topics.again(self._topology, consumer, self._node, channel.port), payload, qos=0)
 
     async def _acknowledged(self, channel: Channel, consumer: str, ack: Ack) -> None:
-        knock, again = channel.window.heard(consumer, ack, time.time_ns())
+        knock, again = channel.window.heard(consumer, ack, time.monotonic_ns())
         for lanes in self._lanes.get(channel.port, ()):
             lanes.rooted(consumer, rooted=ack.rooted)
         self._heard.set()

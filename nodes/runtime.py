@@ -77,6 +77,7 @@ class Runtime(ABC):
         self._idle = asyncio.Event()
         self._live: dict[str, tuple[int, int]] = {}
         self._buried: Entry = Entry()
+        self._refused = False
         self.signs = Signs(topology, spec, links.bus, links.report, state)
         self._ready = False
         self._left: set[str] = set()
@@ -336,7 +337,7 @@ class Runtime(ABC):
         while True:
             await self._moved.wait()
             self._moved.clear()
-            if self._done or self.stateful:
+            if self._done or self.stateful or self._refused:
                 await asyncio.sleep(COMMIT_LINGER)
                 self._committing = True
                 try:
@@ -389,8 +390,9 @@ class Runtime(ABC):
     def _gather(self) -> Work | None:
         """What the next commit holds: everything as of this moment; None when there is nothing to commit."""
         steps, self._done = self._done, []
-        if not steps and not self.outputs.releasable:
+        if not steps and not self.outputs.releasable and not self._refused:
             return None
+        self._refused = False
         finishes: dict[str, tuple[int, int]] = {}
         ids: dict[str, list[str]] = {}
         fresh, outbox_floors, values = self.outputs.outbox()
@@ -493,6 +495,8 @@ class Runtime(ABC):
         self._buried.bury(error.reason, 1)
         count, rows = self._live.get(FOREIGN, (0, 0))
         self._live[FOREIGN] = (count + 1, rows + 1)
+        self._refused = True  # a commit of its own, should nothing else come: the books do not forget it either
+        self._moved.set()
         self.signs.foreign.append(self.signs.letter(error.reason, error.detail, edge, topic, bytes(payload)))
 
     async def _publish_books(self) -> None:

@@ -130,6 +130,7 @@ class Supervisor:
         self._failure: PenstockError | None = None
         self._false_starts: dict[tuple[str, str], int] = {}
         self._lock: IO[str] | None = None
+        self._clock = 0
         kinds = Counter(kind for nodes in self._processes.values() for kind in {node.kind for node in nodes})
         self._nursery = Nursery([f"nodes.{kind}" for kind, processes in kinds.items() if processes > 1])
         self.brokers = Brokers(plan, state, host)
@@ -217,6 +218,11 @@ class Supervisor:
         """SIGKILL the process of a node. Unless we are stopping it is started again."""
         view = self.views[name]
         self._children[view.host, view.process].kill()
+
+    def move_clocks(self, offset: int) -> None:
+        """Move the time of day of all node processes, also of those started later, by ``offset`` ns (a drill)."""
+        self._clock = offset
+        self._tell_all(Command(clock=offset))
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -336,6 +342,7 @@ class Supervisor:
             brokers=brokers,
             level=self._level,
             left=[name for name, view in self.views.items() if view.state == "ended"],
+            clock=self._clock,
         )
 
     def _reachable(self) -> running.Running:

@@ -218,6 +218,8 @@ async def _commands(nodes: dict[str, Runtime], preparing: asyncio.Task[None]) ->
                 node.left(consumer)
         for name in command.end:
             nodes[name].end()
+        if command.clock is not None:
+            _move_clock(command.clock)
         for name in command.stop:
             nodes[name].stop()
         if command.stop:
@@ -226,10 +228,18 @@ async def _commands(nodes: dict[str, Runtime], preparing: asyncio.Task[None]) ->
             return
 
 
+def _move_clock(offset: int) -> None:
+    from nodes.drill import clock
+
+    clock.move(offset)
+
+
 def main() -> NoReturn:
     """Entry of the process. Its exit code is the error's, see :mod:`schemas.errors`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor tells us what to do
     assignment = msgspec.json.decode(sys.stdin.buffer.readline(), type=Assignment)
+    if assignment.clock:
+        _move_clock(assignment.clock)
     report = Reporter(assignment.level)
     log.send_to(report.log)
     try:

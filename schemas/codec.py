@@ -450,13 +450,13 @@ def decode_sequenced(payload: bytes | memoryview, *, trace: str | None = None) -
 def rows_in(payload: bytes | memoryview) -> int | None:
     """Rows that the ledger counts for a message that is not looked at any further, because it is dropped.
 
-    A glance costs a small part of :func:`decode`. None: the end of a stream, or no message; neither is a loss.
+    A glance costs a small part of :func:`decode`. None: the end of a stream or its progress, or no message; no loss.
     """
     try:
         seen = _glance(payload)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError):
         return None
-    if seen.type == "end/1":
+    if seen.type in {"end/1", "progress/1"}:
         return None
     n = seen.body.n if seen.type == "readings/1" else 1
     return n if isinstance(n, int) and n >= 0 else None

@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("nodes.cli.check", "Find everything that can be known to be wrong before running."),
     "graph": ("nodes.cli.graph", "Draw a topology, as Mermaid text or as an SVG picture."),
     "run": ("nodes.cli.run", "Run a topology, or the nodes of one host."),
+    "drill": ("nodes.cli.drill", "Break a topology on purpose, and find out whether it keeps its promises."),
     "tap": ("nodes.cli.tap", "Show what travels on a topic, decoded, live."),
     "ledger": ("nodes.cli.ledger", "Print the books of a running topology: what came, what left, what is under way."),
     "dead": ("nodes.cli.dead", "List, show and replay the messages that nodes refused."),

@@ -39,16 +39,7 @@ def getter(path: str) -> Getter:
             return levels[level] if -len(levels) <= level < len(levels) else None
 
         return of_topic
-    if not path.startswith("$"):
-        raise ValueError(f"expected a path such as $.temp or topic[1], got {path!r}")
-    steps: list[str | int] = []
-    at = 1
-    while at < len(path):
-        step = _STEP.match(path, at)
-        if step is None:
-            raise ValueError(f'expected .name, [0] or ["name"] at {path[at : at + 12]!r}')
-        steps.append(int(step[2]) if step[2] else step[1] or step[3] or step[4])
-        at = step.end()
+    steps = steps_of(path)
 
     def of_record(record: Any, levels: Sequence[str]) -> Any:
         del levels
@@ -62,6 +53,24 @@ def getter(path: str) -> Getter:
         return record
 
     return of_record
+
+
+def steps_of(path: str) -> list[str | int]:
+    """Keys of maps and places in lists that a path into a record goes by: ``$.a[0]`` is ``["a", 0]``.
+
+    :raises ValueError: it is none.
+    """
+    if not path.startswith("$"):
+        raise ValueError(f"expected a path such as $.temp or topic[1], got {path!r}")
+    steps: list[str | int] = []
+    at = 1
+    while at < len(path):
+        step = _STEP.match(path, at)
+        if step is None:
+            raise ValueError(f'expected .name, [0] or ["name"] at {path[at : at + 12]!r}')
+        steps.append(int(step[2]) if step[2] else step[1] or step[3] or step[4])
+        at = step.end()
+    return steps
 
 
 def flatten(
