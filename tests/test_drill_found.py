@@ -14,10 +14,11 @@ from broker.connect import connect
 from broker.local import LocalBus
 from broker.local_hub import Hub
 from broker.window import Ack, pack
-from nodes.assignment import OutPort
+from nodes.assignment import NodeSpec, OutPort
+from nodes.channel import Mark
 from nodes.drill import clock
 from nodes.journal import Journal
-from nodes.outputs import Mark, Outputs
+from nodes.outputs import Outputs
 from nodes.supervisor import Supervisor
 from schemas import topics
 from schemas.messages import Event, Message
@@ -61,10 +62,10 @@ async def _lose_and_set_back() -> None:
     async with LocalBus(hub) as bus, LocalBus(hub) as consumer:
         private = await consumer.subscribe([topics.again("line", "store", "warm", "out")])
         port = OutPort(name="out", local=False, remote={"store": False}, publish=True)
+        spec = NodeSpec(name="warm", kind="custom", config={}, inputs=[], outputs=[port], host="local", broker="local")
         outputs = Outputs(
             "line",
-            "warm",
-            [port],
+            spec,
             bus=bus,
             local=None,
             journal=Journal(None),
@@ -88,6 +89,8 @@ async def _lose_and_set_back() -> None:
                 while True:
                     deliveries = await private.receive()
                     private.acknowledge(deliveries)
+                    answer = pack(Ack(1, 0, 0, answer=True))  # to who asks: nothing has come
+                    await consumer.publish([Publication(topics.ack("line", "warm", "out", "store"), answer, qos=1)])
                     if any(b"warm:1" in bytes(delivery.payload) for delivery in deliveries):
                         break
         finally:

@@ -186,38 +186,37 @@ def test_a_host_that_is_away_is_stood_in_for_and_gets_its_part_back(tmp_path: Pa
     ("nodes", "said"),
     [
         (
-            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}, replicas: 2, publish: always}",
+            "a: {ingest: {source: synthetic}, replicas: 2, publish: always}",
             "ingest (source synthetic) cannot have replicas: each would read all of it",
         ),
         (
-            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
+            "a: {ingest: {source: synthetic}}\n"
             "  b: {aggregate: {window: 1s, fields: {n: count()}}, from: a, replicas: 2, publish: always}",
             "aggregate cannot have replicas: its groups hold rows of several sources; group by source",
         ),
         (
-            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
-            "  b: {preprocess: {steps: [{filter: v > 0}]}, from: a, replicas: 2}\n"
+            "a: {ingest: {source: synthetic}}\n"
+            "  b: {preprocess: {steps: [{filter: value > 0}]}, from: a, replicas: 2}\n"
             "  b-2: {uplink: {sink: stdout}, from: b}",
             "'b-2' is the name of a replica of 'b'",
         ),
         (
-            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
-            "  b: {uplink: {sink: jsonl, path: x}, from: a, replicas: 2}",
+            "a: {ingest: {source: synthetic}}\n  b: {uplink: {sink: jsonl, path: x}, from: a, replicas: 2}",
             "uplink (sink jsonl) cannot have replicas: each would write the file",
         ),
         (
-            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
-            "  b: {preprocess: {steps: [{filter: v > 0}]}, from: a, replicas: 2, process: x, publish: always}",
+            "a: {ingest: {source: synthetic}}\n"
+            "  b: {preprocess: {steps: [{filter: value > 0}]}, from: a, replicas: 2, process: x, publish: always}",
             "replicas have processes of their own; leave out 'process'",
         ),
         (
-            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
-            "  b: {preprocess: {steps: [{filter: v > 0}]}, from: a, on: [local, local], publish: always}",
+            "a: {ingest: {source: synthetic}}\n"
+            "  b: {preprocess: {steps: [{filter: value > 0}]}, from: a, on: [local, local], publish: always}",
             "'local' is there twice; for more replicas than hosts say how many: 'replicas'",
         ),
         (
-            "a: {ingest: {source: synthetic, fields: {v: {constant: 1}}}}\n"
-            "  b: {preprocess: {steps: [{filter: v > 0}]}, from: a, replicas: 65, publish: always}",
+            "a: {ingest: {source: synthetic}}\n"
+            "  b: {preprocess: {steps: [{filter: value > 0}]}, from: a, replicas: 65, publish: always}",
             "64",
         ),
     ],
