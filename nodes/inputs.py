@@ -128,6 +128,8 @@ class Inputs:
 
     async def _subscribe(self, edge: Edge) -> None:
         spec, base = edge.spec, topics.output(self._topology, edge.spec.producer, edge.spec.port)
+        if spec.private:
+            return
         bus = self._data if edge.remote else self._local
         if bus is None:
             raise ValueError(f"{self._node}: no bus for {edge.name}")

@@ -17,6 +17,7 @@ from nodes import kinds
 from nodes.operator import Context, Flow
 from nodes.options import Options
 from nodes.planned import Carrier, Plan, PlannedEdge, PlannedNode
+from nodes.planned_relays import keeping
 from nodes.variants import VariantConfig
 from schemas import topics
 from schemas.errors import ConfigError, Problem, did_you_mean
@@ -109,9 +110,10 @@ class _Planner:
         if self.problems or self.topology.repeated:
             raise self.topology.error(self.problems)
         edges = {name: [self._edge(nodes[name], edge) for edge in nodes[name].inputs] for name in order}
+        relays, edges = keeping(self.topology, edges)
         every = [edge for some in edges.values() for edge in some]
         planned = {name: self._node(nodes[name], edges[name], every) for name in order}
-        return Plan(self.topology, planned, every)
+        return Plan(self.topology, planned, every, relays)
 
     def _wrong(self, node: str, path: tuple[str | int, ...], message: str, *, on_key: bool = False) -> None:
         self.problems.append(Problem(("nodes", node, *path), message, on_key=on_key))

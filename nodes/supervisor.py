@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -20,12 +20,13 @@ from typing import IO
 import msgspec
 
 from nodes import ledger, log, running
-from nodes.assignment import Assignment, Broker, Command, InEdge, NodeSpec, OutPort, Report
+from nodes.assignment import Assignment, Broker, Command, InEdge, NodeSpec, OutPort, RelaySpec, Report
 from nodes.brokers import Brokers, relays
 from nodes.children import describe, keep
 from nodes.forks import Fork, Nursery
 from nodes.journal import Journal
 from nodes.plan import Plan, PlannedNode
+from nodes.planned import PlannedEdge, PlannedRelay
 from schemas.errors import BusError, ConfigError, PenstockError, RunError, UnableError
 from schemas.messages import Ledger
 
@@ -110,11 +111,14 @@ class Supervisor:
         self._state = state
         self._host = host
         self._level = level
-        self._processes = {
-            key: chosen
+        self._processes: dict[tuple[str, str], list[PlannedNode | PlannedRelay]] = {
+            key: [*chosen]
             for key, nodes in plan.processes(host).items()
             if (chosen := [node for node in nodes if wanted is None or node.name in wanted])
         }
+        for relay in plan.relays.values():
+            if host in {None, relay.host} and (wanted is None or any(p.producer in wanted for p in relay.ports)):
+                self._processes.setdefault((relay.host, relay.process), []).append(relay)
         self.views = {
             node.name: NodeView(node.name, node.kind, node.host, node.process)
             for nodes in self._processes.values()
@@ -151,7 +155,7 @@ class Supervisor:
             await self.brokers.start()
             running.announce(self._state, self._reachable())
             await asyncio.gather(*started)
-            relaying = [asyncio.create_task(relay) for relay in relays(self._plan, self.brokers.urls, self._host)]
+            relaying = [asyncio.create_task(relay) for relay in relays(self._plan, self.brokers, self._host)]
             tasks = {asyncio.create_task(self._keep(key)) for key in self._processes}
             watching = asyncio.create_task(self.brokers.watch())
             try:
@@ -196,7 +200,7 @@ class Supervisor:
     async def stop(self) -> None:
         """Drain: sources first, then down the topology, each when those before it have left; state is kept."""
         self._stopping = True
-        for name in self._plan.nodes:
+        for name in (*self._plan.nodes, *self._plan.relays):  # a relay takes until its producers have left
             if (view := self.views.get(name)) is None or view.gone:
                 continue
             self._tell(stop=[name])
@@ -322,7 +326,7 @@ class Supervisor:
 
     def _assignment(self, key: tuple[str, str]) -> Assignment:
         nodes = self._processes[key]
-        specs = [specify(node, self._plan, bool(self._plan.topology.brokers)) for node in nodes]
+        specs = [specify(n, self._plan, bool(self._plan.topology.brokers)) for n in nodes if isinstance(n, PlannedNode)]
         brokers = {name: Broker(url=url, **self.brokers.credentials(name)) for name, url in self.brokers.urls.items()}
         return Assignment(
             topology=self._plan.topology.name,
@@ -333,6 +337,7 @@ class Supervisor:
             nodes=specs,
             brokers=brokers,
             level=self._level,
+            relays=[specify_relay(node, self.views) for node in nodes if isinstance(node, PlannedRelay)],
             left=[name for name, view in self.views.items() if view.state == "ended"],
         )
 
@@ -393,6 +398,7 @@ def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
             queue=edge.queue,
             overflow=edge.overflow,
             marked=any(above[edge.name] & others for name, others in above.items() if name != edge.name),
+            private=_private(edge, plan),
         )
         for edge in node.inputs
     ]
@@ -416,6 +422,27 @@ def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
         host=node.host,
         broker=node.broker,
     )
+
+
+def specify_relay(relay: PlannedRelay, local: Container[str]) -> RelaySpec:
+    """A planned relay as its worker is told it; ``local``: names of this supervisor's nodes."""
+    return RelaySpec(
+        name=relay.name,
+        host=relay.host,
+        broker=relay.broker,
+        far=relay.far,
+        ports=relay.ports,
+        overflow=relay.options.overflow,
+        order=relay.options.order,
+        rate=relay.options.rate,
+        local=[port.producer for port in relay.ports if port.producer in local],
+    )
+
+
+def _private(edge: PlannedEdge, plan: Plan) -> bool:
+    """Whether the relay sends what the edge carries on its reader's own topic."""
+    ports = plan.relays[edge.relay].ports if edge.relay else []
+    return any(port.private for port in ports if (port.producer, port.port) == (edge.producer, edge.port))
 
 
 _NEW_IDENTITIES = frozenset({"ingest", "aggregate", "join"})

@@ -158,6 +158,27 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     rows: int = 0
 
 
+class Spooled(msgspec.Struct, frozen=True, kw_only=True):
+    """What a relay that keeps did with one port. taken = given + dropped (all reasons) + dead + held.
+
+    :param readers: nodes beyond that it is given to, as one stream.
+    :param taken: received from the producer, first deliveries only.
+    :param given: every reader is done with it.
+    :param dropped: by reason: ``spool-full``, ``damaged`` (the disk did not give it back).
+    :param dead: larger than the far broker takes.
+    :param held: in the spool, on its way to the readers included.
+    :param disk: bytes of the spool's files.
+    """
+
+    readers: list[str]
+    taken: Flow
+    given: Flow
+    dropped: dict[str, Flow] = {}
+    dead: Flow = Flow()
+    held: Flow = Flow()
+    disk: int = 0
+
+
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     """``ledger/1``: the books of one node. In rows: received = passed + filtered + dropped + dead + held.
 
@@ -170,6 +191,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     :param dead: rows or undecodable messages sent to dead letters, by reason.
     :param held: rows taken in whose effect is not complete: queued, in open windows, waiting for an acknowledgement.
     :param latency: by stage, percentiles in ns: ``{"wait": {"p50": …, "p99": …}, "process": …, "since-source": …}``.
+    :param spooled: of a relay that keeps, and only of one: by in-edge, which is also the name of its out-port.
     """
 
     node: str
@@ -182,6 +204,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     dead: dict[str, int] = {}
     held: int = 0
     latency: dict[str, dict[str, int]] = {}
+    spooled: dict[str, Spooled] | msgspec.UnsetType = msgspec.UNSET
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
