@@ -17,7 +17,7 @@ from broker.bus import Bus, Will
 from broker.connect import connect
 from broker.throttle import Throttle
 from nodes import log, relay_books
-from nodes.assignment import Assignment, NodeSpec, RelaySpec, Report
+from nodes.assignment import Assignment, NodeSpec, RelayPort, RelaySpec, Report
 from nodes.relay_port import Hop
 from nodes.relay_store import Store
 from nodes.signs import Signs, state_payload
@@ -26,6 +26,8 @@ from schemas.errors import BusError
 
 BOOKS_EVERY = 1.0
 """Seconds between publications of the books."""
+_LEAVES_WITHIN = 15.0
+_GOODBYE = 5.0
 
 
 class Relay:
@@ -90,7 +92,7 @@ class Relay:
         spec, throttle = self._spec, Throttle(self._spec.rate) if self._spec.rate is not None else None
         for port in spec.ports:
             folder = self._folder / f"{port.producer}.{port.port}"
-            store = await asyncio.to_thread(Store, folder, port.consumers, port.budget, spec.overflow, spec.order)
+            store = await self._store(folder, port)
             self._hops.append(
                 Hop(
                     self._topology,
@@ -111,6 +113,19 @@ class Relay:
         self._open = True
         await self._signs.show_state("ready")
         self._signs.say("ready")
+
+    async def _store(self, folder: Path, port: RelayPort) -> Store:
+        """The files of a port. A killed run's process may still be leaving, and has them until then."""
+        until = time.monotonic() + _LEAVES_WITHIN
+        while True:
+            try:
+                return await asyncio.to_thread(
+                    Store, folder, port.consumers, port.budget, self._spec.overflow, self._spec.order
+                )
+            except BusError:
+                if time.monotonic() > until:
+                    raise
+            await asyncio.sleep(0.1)
 
     async def run(self) -> None:
         """Relay until every stream has ended, or until told to stop.
@@ -203,14 +218,18 @@ class Relay:
         if ended:
             for hop in self._hops:
                 await hop.farewell()
+        for hop in self._hops:
+            await hop.close()
         await self._signs.burials.close(self.name)
         await self._show_books()
-        await self._signs.show_state("ended" if ended else "stopped")
-        for bus in (self._upper, self._lower):
-            await bus.close()
-        for hop in self._hops:
-            await hop.close(ended=ended)
+        with contextlib.suppress(TimeoutError):  # the broker may be gone, and with it whoever would hear
+            async with asyncio.timeout(None if ended else _GOODBYE):
+                await self._signs.show_state("ended" if ended else "stopped")
+                for bus in (self._upper, self._lower):
+                    await bus.close()
         if ended:
+            for hop in self._hops:
+                hop.remove()
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
         self._signs.say("ended" if ended else "stopped")

@@ -139,13 +139,14 @@ class Hop:
         """What runs above, once :meth:`above` has returned."""
         return [self._listen(), self._send(), self._resend()]
 
-    async def close(self, *, ended: bool) -> None:
-        """Close the files, after what the disk is doing just now; tasks are cancelled. ``ended``: remove them."""
+    async def close(self) -> None:
+        """Close the files, after what the disk is doing just now; tasks are cancelled."""
         await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
-        if ended:
-            self._store.remove()
-        else:
-            self._store.close()
+        self._store.close()
+
+    def remove(self) -> None:
+        """The stream is complete, and everybody knows: the next run begins anew."""
+        self._store.remove()
 
     async def farewell(self) -> None:
         """The stream is complete: leave word of it for a producer that comes back."""

@@ -171,8 +171,12 @@ class Store:
         """They are in the spool, with the last numbers of it."""
         if not run:
             return
+        first = self.spool.figures.stored - len(run) + 1
         if not self._rows:
-            self._first = self.spool.figures.stored - len(run) + 1
+            self._first = first
+        self._rows.frombytes(
+            bytes(4 * (first - self._first - len(self._rows)))
+        )  # the last ones before a restart are gone
         for taken in run:
             self._rows.append(taken.rows + 1)
             self._came(taken)
@@ -252,8 +256,7 @@ class Store:
         self.journal.close()
 
     def remove(self) -> None:
-        """The stream is complete: close and delete the files."""
-        self.close()
+        """Delete the files, which are closed: the stream is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # -- inside ----------------------------------------------------------------------------------------------------
