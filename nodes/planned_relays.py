@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 from broker.spool import LEAST
-from nodes.assignment import RelayPort
-from nodes.planned import PlannedEdge, PlannedRelay
+from nodes.assignment import RelayPort, RelaySpec
+from nodes.planned import Plan, PlannedEdge, PlannedRelay
 from schemas.errors import Problem
 from schemas.topology import Topology
 
@@ -45,7 +45,8 @@ def keeping(
             continue
         budget = options.spool // len(ports)
         if budget < LEAST:
-            message = f"{len(ports)} port(s) are relayed, and each needs {LEAST} bytes: at least {len(ports) * LEAST}"
+            shared = f"{len(ports)} ports share it, and each needs {LEAST} bytes: " if len(ports) > 1 else ""
+            message = f"{shared}at least {len(ports) * LEAST} bytes, got {options.spool}"
             problems.append(Problem((*path, "spool"), message))
         fast_ports = {(broker_of[e.consumer], e.producer, e.port) for e in leaving if e.delivery == "fast"}
         for far in dict.fromkeys(far for far, _, _ in ports):
@@ -85,3 +86,24 @@ def keeping(
         for name, some in edges.items()
     }
     return relays, marked
+
+
+def specify(relay: PlannedRelay, local: Container[str]) -> RelaySpec:
+    """A planned relay as its worker is told it; ``local``: names of this supervisor's nodes."""
+    return RelaySpec(
+        name=relay.name,
+        host=relay.host,
+        broker=relay.broker,
+        far=relay.far,
+        ports=relay.ports,
+        overflow=relay.options.overflow,
+        order=relay.options.order,
+        rate=relay.options.rate,
+        local=[port.producer for port in relay.ports if port.producer in local],
+    )
+
+
+def private(edge: PlannedEdge, plan: Plan) -> bool:
+    """Whether the relay sends what the edge carries on its reader's own topic."""
+    ports = plan.relays[edge.relay].ports if edge.relay else []
+    return any(port.private for port in ports if (port.producer, port.port) == (edge.producer, edge.port))

@@ -127,10 +127,29 @@ def left(folder: Path, relay: str) -> Ledger | None:
     """
     ports: dict[str, Spooled] = {}
     for path in sorted(folder.glob(f"*/{JOURNAL}")):
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            values = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('state', 'readers')").fetchall())
-        if "state" in values and "readers" in values:
-            state = msgspec.msgpack.decode(values["state"], type=State)
+        if (found := _journal(path)) is not None:
             disk = sum(file.stat().st_size for file in (path.parent / SPOOL).glob("*"))
-            ports[path.parent.name] = spooled(state, msgspec.msgpack.decode(values["readers"]), disk)
+            ports[path.parent.name] = spooled(*found, disk)
     return ledger(relay, ports, {}) if ports else None
+
+
+def has_end(folder: Path) -> bool:
+    """Whether a port's folder, of a relay that does not run, has the end of its stream."""
+    try:
+        found = _journal(folder / JOURNAL)
+    except sqlite3.Error:
+        return False  # the relay will say what is wrong with it
+    return found is not None and found[0].end is not None
+
+
+def _journal(path: Path) -> tuple[State, list[str]] | None:
+    """What it says, and the readers; None: nothing."""
+    if not path.exists():
+        return None
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        values = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('state', 'readers')").fetchall())
+    if len(values) < 2:
+        return None
+    return msgspec.msgpack.decode(values["state"], type=State), msgspec.msgpack.decode(
+        values["readers"], type=list[str]
+    )

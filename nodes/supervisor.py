@@ -12,21 +12,21 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from nodes import ledger, log, running
-from nodes.assignment import Assignment, Broker, Command, InEdge, NodeSpec, OutPort, RelaySpec, Report
+from nodes import continued, ledger, log, planned_relays, running
+from nodes.assignment import Assignment, Broker, Command, InEdge, NodeSpec, OutPort, Report
 from nodes.brokers import Brokers, relays
 from nodes.children import describe, keep
 from nodes.forks import Fork, Nursery
 from nodes.journal import Journal
 from nodes.plan import Plan, PlannedNode
-from nodes.planned import PlannedEdge, PlannedRelay
+from nodes.planned import PlannedRelay
 from schemas.errors import BusError, ConfigError, PenstockError, RunError, UnableError
 from schemas.messages import Ledger
 
@@ -147,6 +147,7 @@ class Supervisor:
         began = time.monotonic()
         timer = asyncio.create_task(self._end_after(duration)) if duration is not None else None
         tasks: set[asyncio.Task[None]] = set()
+        self._set_apart()
         try:
             for key in self._processes:
                 self._children[key] = Fork("/".join(key), self._nursery, self._line)
@@ -221,6 +222,19 @@ class Supervisor:
         self._children[view.host, view.process].kill()
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _set_apart(self) -> None:
+        """Nodes that ended before this run was stopped, with a relay that still keeps what they sent, are not run."""
+        relays = [node for nodes in self._processes.values() for node in nodes if isinstance(node, PlannedRelay)]
+        for name in continued.ended(self._plan, relays, self._state) & self.views.keys():
+            view = self.views[name]
+            view.state, view.ready_at = "ended", time.monotonic()
+            log.info("has ended before, a relay keeps what it sent", node=name)
+        self._processes = {
+            key: rest
+            for key, nodes in self._processes.items()
+            if (rest := [node for node in nodes if not self.views[node.name].gone])
+        }
 
     async def _until(self, view: NodeView) -> None:
         while not view.gone:
@@ -337,7 +351,7 @@ class Supervisor:
             nodes=specs,
             brokers=brokers,
             level=self._level,
-            relays=[specify_relay(node, self.views) for node in nodes if isinstance(node, PlannedRelay)],
+            relays=[planned_relays.specify(node, self.views) for node in nodes if isinstance(node, PlannedRelay)],
             left=[name for name, view in self.views.items() if view.state == "ended"],
         )
 
@@ -398,7 +412,7 @@ def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
             queue=edge.queue,
             overflow=edge.overflow,
             marked=any(above[edge.name] & others for name, others in above.items() if name != edge.name),
-            private=_private(edge, plan),
+            private=planned_relays.private(edge, plan),
         )
         for edge in node.inputs
     ]
@@ -422,27 +436,6 @@ def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
         host=node.host,
         broker=node.broker,
     )
-
-
-def specify_relay(relay: PlannedRelay, local: Container[str]) -> RelaySpec:
-    """A planned relay as its worker is told it; ``local``: names of this supervisor's nodes."""
-    return RelaySpec(
-        name=relay.name,
-        host=relay.host,
-        broker=relay.broker,
-        far=relay.far,
-        ports=relay.ports,
-        overflow=relay.options.overflow,
-        order=relay.options.order,
-        rate=relay.options.rate,
-        local=[port.producer for port in relay.ports if port.producer in local],
-    )
-
-
-def _private(edge: PlannedEdge, plan: Plan) -> bool:
-    """Whether the relay sends what the edge carries on its reader's own topic."""
-    ports = plan.relays[edge.relay].ports if edge.relay else []
-    return any(port.private for port in ports if (port.producer, port.port) == (edge.producer, edge.port))
 
 
 _NEW_IDENTITIES = frozenset({"ingest", "aggregate", "join"})
