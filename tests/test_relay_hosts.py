@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -32,6 +33,21 @@ def host(path: Path, name: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=out, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a supervisor and everything that it started: as if the machine had lost its power."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    doomed = [process.pid]
+    for pid in doomed:
+        doomed += [child for child, parent in parents.items() if parent == pid]
+    for pid in doomed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
 async def pid_of_relay(broker: Broker, other_than: int = 0) -> int:
     """As its state on the bus says."""
     async with connect(broker.url, client_id="watch-state") as bus:
@@ -58,20 +74,17 @@ def test_the_relay_and_then_its_whole_host_are_killed(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
             await pid_of_relay(below, pid)
             await advance(tmp_path, 300)
-            gateway.kill()
-            gateway.wait()
+            kill_all(gateway)
             cloud_was = stored(tmp_path)
             gateway = host(path, "gateway")
             await advance(tmp_path, 300)
-            cloud.kill()
-            cloud.wait()
+            kill_all(cloud)
             cloud = host(path, "cloud")
             await until(lambda: gateway.poll() is not None and cloud.poll() is not None, within=40)
             assert stored(tmp_path)[: len(cloud_was)] == cloud_was
         finally:
             for process in (gateway, cloud):
-                process.kill()
-                process.wait()
+                kill_all(process)
 
     with started("embedded", tmp_path / "below") as below, started("embedded", tmp_path / "above") as above:
         path = site(tmp_path, total, below=at(below.port), above=at(above.port), relay="spool: 20MB", pace="1000/s")
