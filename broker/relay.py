@@ -7,7 +7,7 @@ upper one needs no way down (NAT).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from broker.bus import Bus, Publication, Receipt
@@ -25,16 +25,25 @@ class Relay:
     :param lower: url of the broker on this side.
     :param upper: url of the far one.
     :param say: takes log events.
+    :param credentials: user, password, ca, cert and key for each of the two brokers, as :func:`broker.connect.connect` has them.
     """
 
     def __init__(
-        self, name: str, lower: str, upper: str, *, up: Sequence[str], down: Sequence[str], say: Say, **options: Any
+        self,
+        name: str,
+        lower: str,
+        upper: str,
+        *,
+        up: Sequence[str],
+        down: Sequence[str],
+        say: Say,
+        credentials: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
     ) -> None:
         self._name = name
         self._urls = (lower, upper)
         self._filters = (list(up), list(down))
         self._say = say
-        self._options = options
+        self._credentials = credentials
         self.carried = [0, 0]
         """Messages carried up and down."""
 
@@ -44,8 +53,8 @@ class Relay:
         :raises ConnectError: a broker refuses us for good.
         """
         ends = [
-            connect(url, client_id=f"{self._name}-relay-{side}", patience=float("inf"))
-            for url, side in zip(self._urls, ("lower", "upper"), strict=True)
+            connect(url, client_id=f"{self._name}-relay-{side}", patience=float("inf"), **access)
+            for url, side, access in zip(self._urls, ("lower", "upper"), self._credentials, strict=True)
         ]
         async with ends[0] as lower, ends[1] as upper, asyncio.TaskGroup() as group:
             group.create_task(self._carry(lower, upper, 0))

@@ -10,8 +10,8 @@ appends are about as fast. See ``docs/decisions/0010-spool-in-segments.md``.
 
 What the budget bounds is the sum of the lengths of the files, whatever the policy:
 
-- ``drop-oldest``: the oldest segment goes, as a whole, as often as it takes; so the newest messages are kept: of the budget
-  less :data:`RESERVE`, all but a 32nd, where messages are much smaller than a segment.
+- ``drop-oldest``: the oldest segment goes, as a whole, as often as it takes (what is :attr:`Spool.held` stays); so the newest
+  messages are kept: of the budget less :data:`RESERVE`, all but a 32nd, where messages are much smaller than a segment.
 - ``drop-newest``: a message that does not fit is dropped.
 - ``block``: the caller keeps what does not fit, and offers it again later.
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Self, TypeAlias
 
@@ -112,6 +112,10 @@ class Spool:
         self.overflow = overflow
         self.order = order
         self.durable = durable
+        self.held: Sequence[tuple[int, int]] = ()
+        """Runs of numbers (first, last) that ``drop-oldest`` spares, with their segments: they are on their way."""
+        self.on_loss: Callable[[int, int, bool], None] | None = None
+        """Told of runs (first, last) that were evicted, or (True) that the disk did not give back."""
         self.cut = 0
         """Bytes behind the last whole message that were found, and cut off, when it was opened."""
         self._room = budget - RESERVE
@@ -164,7 +168,8 @@ class Spool:
         """Store (topic, payload) in order; durable, with one wait for the disk, when it returns.
 
         :returns: how many of ``batch``, from its beginning, are dealt with: stored, or dropped as the policy says. Fewer than
-            all only with ``block`` or a full disk: offer the others again when there is room.
+            all only with ``block``, a full disk, or where all that could be evicted is held: offer the others again when
+            there is room.
         :raises NoRoomError: the disk is full or away, and not even one was dealt with.
         """
         names = [topic.encode() for topic, _ in batch]
@@ -197,10 +202,10 @@ class Spool:
                         if size > self._room or self.overflow == "drop-newest":
                             dropped = [dropped[0] + 1, dropped[1] + size - FRAME]
                             continue
-                        if self.overflow == "block":
+                        while self.overflow == "drop-oldest" and self._used + size > self._room and self._evict():
+                            pass
+                        if self._used + size > self._room:
                             break
-                        while self._used + size > self._room:
-                            self._evict()
                 frames.append(frame(self._next + len(frames), name, payload))
                 waiting += size
             else:
@@ -288,11 +293,17 @@ class Spool:
         self._kept[0] += len(frames)
         self._kept[1] += size - FRAME * len(frames)
 
-    def _evict(self) -> None:
-        oldest = self._segments[0]
+    def _evict(self) -> bool:
+        """Drop the oldest segment of which nothing is held; False if there is none."""
+        for oldest in self._segments:
+            if not any(first <= oldest.last and last >= oldest.first for first, last in self.held):
+                break
+        else:
+            return False
         self._forget(oldest.first, oldest.last, _EVICTED)
-        if self._segments and self._segments[0] is oldest:  # it was the last one
+        if oldest in self._segments:  # it was the last one
             self._delete(oldest)
+        return True
 
     def _delete(self, segment: Segment) -> None:
         self._segments.remove(segment)
@@ -325,6 +336,8 @@ class Spool:
             gone += messages
         if gone:
             self._note([(first, last)])
+            if which in {_EVICTED, _DAMAGED} and self.on_loss is not None:
+                self.on_loss(first, last, which == _DAMAGED)
         for segment in touched:
             if segment is not self._segments[-1] and not segment.live:
                 self._delete(segment)

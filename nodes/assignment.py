@@ -5,11 +5,13 @@ A worker does not read the topology again: it needs neither YAML nor the other n
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from broker.bus import Overflow
+
+Order: TypeAlias = Literal["oldest", "newest"]
 
 
 class InEdge(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +20,7 @@ class InEdge(msgspec.Struct, frozen=True, kw_only=True):
     :param carrier: ``local`` (same process) or ``mqtt`` (relays are nobody's business here: they carry topics).
     :param safe: acknowledged after the effect; otherwise ``overflow`` says what a full queue does.
     :param queue: most messages queued.
+    :param private: its messages come on the reader's own topic only.
     :param marked: another edge of this node may bring the same identities; answers get the edge's name.
     :param streams: names of the producer's replicas, by number; the producer's own name alone if it has none.
     :param lane: we are a replica, and what is ours comes on topics of our own.
@@ -34,6 +37,7 @@ class InEdge(msgspec.Struct, frozen=True, kw_only=True):
     streams: list[str] = []
     lane: bool = False
     merged: bool = False
+    private: bool = False
 
     @property
     def name(self) -> str:
@@ -95,6 +99,40 @@ class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.logical or self.name
 
 
+class RelayPort(msgspec.Struct, frozen=True, kw_only=True):
+    """A port that goes through a relay that keeps.
+
+    :param consumers: its readers by safe edges at the far broker.
+    :param private: readers by fast edges are there too, who have it by the port's topic; so ours goes on the readers' own.
+    :param budget: bytes of its spool.
+    """
+
+    producer: str
+    port: str
+    consumers: list[str]
+    private: bool
+    budget: int
+
+
+class RelaySpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A relay that keeps.
+
+    :param broker: of the producers; ``far``: of the readers.
+    :param rate: messages per second; None: no limit.
+    :param local: those of its producers that run under the same supervisor.
+    """
+
+    name: str
+    host: str
+    broker: str
+    far: str
+    ports: list[RelayPort]
+    overflow: str
+    order: Order
+    rate: float | None = None
+    local: list[str] = []
+
+
 class Broker(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach a broker: url and credentials as files or values; this goes by pipe, never to a log."""
 
@@ -112,6 +150,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     :param base: folder of the topology file.
     :param state: folder of the run's state; a node's journal is ``<state>/<node>.journal``.
     :param brokers: by name.
+    :param relays: relays that keep, which this worker runs.
     :param left: nodes of the run that have ended already.
     :param level: least log level that is sent.
     :param clock: ns by which the time of day is moved for the process (a drill).
@@ -126,6 +165,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     brokers: dict[str, Broker]
     level: str = "info"
     left: list[str] = []
+    relays: list[RelaySpec] = []
     clock: int = 0
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +168,8 @@ class Brokers:
         self._ready[name].set()
 
 
-def relays(plan: Plan, urls: Mapping[str, str], host: str | None) -> list[Coroutine[Any, Any, None]]:
-    """The relays that run here: one for each pair of brokers with an edge between them.
+def relays(plan: Plan, brokers: Brokers, host: str | None) -> list[Coroutine[Any, Any, None]]:
+    """The relays that run here: one for each pair of brokers with an edge between them that no other relay keeps.
 
     A relay runs on the lower of the two hosts, the one that comes first on the way from the sensors, and dials out.
     """
@@ -179,7 +179,7 @@ def relays(plan: Plan, urls: Mapping[str, str], host: str | None) -> list[Corout
     pairs: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
     lowest: dict[tuple[str, str], tuple[int, str]] = {}
     for edge in plan.edges:
-        if edge.carrier != "relay":
+        if edge.carrier != "relay" or edge.relay:
             continue
         ends = [plan.nodes[edge.producer], plan.nodes[edge.consumer]]
         low, high = sorted(
@@ -195,8 +195,17 @@ def relays(plan: Plan, urls: Mapping[str, str], host: str | None) -> list[Corout
         (up if forward else down).extend(there)
         (down if forward else up).extend(back)
         lowest.setdefault(key, (order[low.name], low.host))
+    urls = brokers.urls
     return [
-        Relay(plan.topology.name, urls[low], urls[high], up=sorted(set(up)), down=sorted(set(down)), say=_say).run()
+        Relay(
+            f"{plan.topology.name}-{low}-{high}",  # several may dial out to one broker
+            urls[low],
+            urls[high],
+            up=sorted(set(up)),
+            down=sorted(set(down)),
+            say=_say,
+            credentials=(brokers.credentials(low), brokers.credentials(high)),
+        ).run()
         for (low, high), (up, down) in pairs.items()
         if host is None or lowest[low, high][1] == host
     ]

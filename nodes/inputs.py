@@ -194,6 +194,8 @@ class Inputs:
 
     async def _subscribe(self, edge: Edge) -> None:
         spec, base = edge.spec, topics.output(self._topology, edge.spec.producer, edge.spec.port)
+        if spec.private:
+            return
         patterns = [f"{base}/#"]
         if spec.lane:
             patterns = [topics.lane(self._topology, self._node, stream.producer, spec.port) for stream in edge.streams]

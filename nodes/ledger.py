@@ -7,6 +7,7 @@ left behind agree with what its neighbours know.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from time import monotonic
 from typing import Any
 
@@ -218,7 +219,8 @@ def audit(
     messages were moved, that many may have been received more than were sent, and that many fewer behind.
 
     :param ledgers: by node; replicas are one, see :func:`together`.
-    :param edges: (producer, port, consumer, safe) of each edge between them.
+    :param edges: (producer, port, consumer, safe) of each edge between them. Where a relay keeps one, its two halves are
+        compared, each if the books of its ends are here.
     :param passing: nodes each of whose rows, if not left out, leaves by a port (not sources, sinks, aggregates).
     """
     findings = []
@@ -243,21 +245,41 @@ def audit(
     for book in ledgers.values():
         for consumer, count in (book.moved or {}).items():
             twice[consumer] = twice.get(consumer, 0) + count
+    relays = keepers(ledgers)
     for producer, port, consumer, safe in dict.fromkeys(edges):
-        source, sink = ledgers.get(producer), ledgers.get(consumer)
-        if source is None or sink is None or not safe:
-            continue
-        sent = source.emitted.get(port, Flow())
-        taken = sink.received.get(f"{producer}.{port}", Flow())
-        if (sent.messages, sent.rows) == (taken.messages, taken.rows):
-            continue
-        if -twice.get(producer, 0) <= taken.messages - sent.messages <= (source.moved or {}).get(consumer, 0):
-            continue
-        findings.append(
-            f"{producer}.{port} → {consumer}: {sent.messages} messages ({sent.rows} rows) sent,"
-            f" {taken.messages} ({taken.rows} rows) received"
-        )
+        edge = f"{producer}.{port}"
+        way = [
+            (producer, port),
+            *([(relays[edge, consumer], edge)] if (edge, consumer) in relays else []),
+            (consumer, ""),
+        ]
+        for (name, out), (then, _) in pairwise(way):
+            source, sink = ledgers.get(name), ledgers.get(then)
+            if source is None or sink is None or not safe:
+                continue
+            sent = source.emitted.get(out, Flow())
+            taken = sink.received.get(edge, Flow())
+            if (sent.messages, sent.rows) == (taken.messages, taken.rows):
+                continue
+            if -twice.get(producer, 0) <= taken.messages - sent.messages <= (source.moved or {}).get(consumer, 0):
+                continue
+            by = f" from {name}" if name != producer else ""
+            finding = (
+                f"{edge}{by} → {then}: {sent.messages} messages ({sent.rows} rows) sent,"
+                f" {taken.messages} ({taken.rows} rows) received"
+            )
+            findings += [finding] if finding not in findings else []
     return findings
+
+
+def keepers(ledgers: Mapping[str, Ledger]) -> dict[tuple[str, str], str]:
+    """Which relay keeps an edge, by (``<producer>.<port>``, consumer); from the relays' own books."""
+    return {
+        (edge, reader): name
+        for name, book in ledgers.items()
+        for edge, port in (book.spooled or {}).items()
+        for reader in port.readers
+    }
 
 
 def lost(ledgers: Mapping[str, Ledger], edges: Iterable[tuple[str, str, str, bool]]) -> dict[str, int]:

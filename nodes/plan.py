@@ -17,6 +17,7 @@ from nodes import kinds
 from nodes.operator import Context, Flow
 from nodes.options import Options
 from nodes.planned import Carrier, Plan, PlannedEdge, PlannedNode
+from nodes.planned_relays import keeping
 from nodes.replicas import expanded
 from nodes.variants import VariantConfig
 from schemas import topics
@@ -111,9 +112,11 @@ class _Planner:
         if self.problems or self.topology.repeated:
             raise self.topology.error(self.problems)
         edges = {name: [self._edge(nodes[name], edge) for edge in nodes[name].inputs] for name in order}
+        relays, edges = keeping(self.topology, edges)
+        self._unkept(edges)
         every = [edge for some in edges.values() for edge in some]
         planned = {name: self._node(nodes[name], edges[name], every) for name in order}
-        return expanded(Plan(self.topology, planned, every))
+        return expanded(Plan(self.topology, planned, every, relays))
 
     def _wrong(self, node: str, path: tuple[str | int, ...], message: str, *, on_key: bool = False) -> None:
         self.problems.append(Problem(("nodes", node, *path), message, on_key=on_key))
@@ -253,6 +256,20 @@ class _Planner:
             if self.outputs.get(node.name) and node.name not in read and node.publish != "always":
                 message = "no node reads this; read it, or say publish: always for readers outside of the topology"
                 self._wrong(node.name, (), message, on_key=True)
+
+    def _unkept(self, edges: Mapping[str, list[PlannedEdge]]) -> None:
+        """A relay that keeps does so for whole nodes only.
+
+        :raises TopologyError: an edge of replicas that it would have to keep.
+        """
+        nodes = self.topology.nodes
+        for edge in [edge for some in edges.values() for edge in some if edge.relay]:
+            ends = [name for name in (edge.producer, edge.consumer) if len(nodes[name].hosts) > 1]
+            if ends:
+                message = f"it has replicas, and the relay {edge.relay!r} keeps edges of nodes without only"
+                self._wrong(ends[0], (), message, on_key=True)
+        if self.problems:
+            raise self.topology.error(self.problems)
 
     def _replicas(self) -> None:
         """Nodes that cannot have replicas, and names that replicas take."""

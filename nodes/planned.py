@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from nodes.assignment import RelayPort
 from nodes.operator import Context, Flow
 from nodes.options import Options
-from schemas.topology import Broker, Delivery, Overflow, Topology
+from schemas.topology import Broker, Delivery, Overflow, RelayOptions, Topology
 
 Carrier: TypeAlias = Literal["local", "mqtt", "relay"]
 
@@ -26,6 +27,7 @@ class PlannedEdge:
     :param origin: the producer as the user named it, where ``producer`` is one of its replicas.
     :param target: likewise the consumer.
     :param lane: the consumer has replicas, and its part of the messages goes to this one alone.
+    :param relay: name of the relay that keeps what it carries, if there is one.
     """
 
     name: str
@@ -41,6 +43,7 @@ class PlannedEdge:
     origin: str
     target: str
     lane: bool = False
+    relay: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,33 @@ class PlannedNode:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedRelay:
+    """A relay that keeps: what safe edges send from its host's broker to another one.
+
+    :param name: as its books are called; also of its process.
+    :param far: name of the other broker.
+    :param ports: what it relays, each with a spool of its own.
+    """
+
+    name: str
+    host: str
+    broker: str
+    far: str
+    ports: list[RelayPort]
+    options: RelayOptions
+
+    @property
+    def kind(self) -> str:
+        """What the table shows."""
+        return "relay"
+
+    @property
+    def process(self) -> str:
+        """Label of its process."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A topology that can run.
 
@@ -94,6 +124,7 @@ class Plan:
     topology: Topology
     nodes: dict[str, PlannedNode]
     edges: list[PlannedEdge] = field(default_factory=list)
+    relays: dict[str, PlannedRelay] = field(default_factory=dict)
 
     def processes(self, host: str | None = None) -> dict[tuple[str, str], list[PlannedNode]]:
         """Nodes by (host, process label), those of one host or of all."""
@@ -111,4 +142,7 @@ class Plan:
             ends = (self.nodes[edge.producer], self.nodes[edge.consumer])
             if edge.carrier == "relay" and any(host in {None, node.host} for node in ends):
                 used |= {node.broker for node in ends}
+        for relay in self.relays.values():
+            if host in {None, relay.host}:
+                used |= {relay.broker, relay.far}
         return {name: broker for name, broker in self.topology.brokers.items() if name in used}

@@ -34,7 +34,7 @@ def expanded(plan: Plan) -> Plan:
         for several in members.values()
         for node in several
     }
-    return Plan(plan.topology, nodes, edges)
+    return Plan(plan.topology, nodes, edges, plan.relays)
 
 
 def _members(node: PlannedNode, topology: Topology) -> list[PlannedNode]:

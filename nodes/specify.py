@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nodes import planned_relays
 from nodes.assignment import InEdge, NodeSpec, OutPort, Team
 from nodes.planned import Plan, PlannedNode
 
@@ -21,6 +22,7 @@ def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
             marked=any(above[edge.name] & others for name, others in above.items() if name != edge.name),
             streams=[other.producer for other in node.inputs if other.name == edge.name],
             lane=edge.lane,
+            private=planned_relays.private(edge, plan),
             merged=plan.nodes[edge.producer].replicas > 1 and _timed(node, plan),
         )
         for edge in {edge.name: edge for edge in node.inputs}.values()

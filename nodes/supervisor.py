@@ -19,13 +19,14 @@ from typing import IO
 
 import msgspec
 
-from nodes import ledger, log, running
+from nodes import continued, ledger, log, planned_relays, running
 from nodes.assignment import Assignment, Broker, Command, Report
 from nodes.brokers import Brokers, relays
 from nodes.children import describe, keep
 from nodes.forks import Fork, Nursery
 from nodes.journal import Journal
 from nodes.plan import Plan
+from nodes.planned import PlannedNode, PlannedRelay
 from nodes.replicas import logical
 from nodes.specify import specify
 from schemas.errors import BusError, ConfigError, PenstockError, RunError, UnableError
@@ -112,11 +113,14 @@ class Supervisor:
         self._state = state
         self._host = host
         self._level = level
-        self._processes = {
-            key: chosen
+        self._processes: dict[tuple[str, str], list[PlannedNode | PlannedRelay]] = {
+            key: [*chosen]
             for key, nodes in plan.processes(host).items()
             if (chosen := [node for node in nodes if wanted is None or node.name in wanted])
         }
+        for relay in plan.relays.values():
+            if host in {None, relay.host} and (wanted is None or any(p.producer in wanted for p in relay.ports)):
+                self._processes.setdefault((relay.host, relay.process), []).append(relay)
         self.views = {
             node.name: NodeView(node.name, node.kind, node.host, node.process)
             for nodes in self._processes.values()
@@ -146,6 +150,7 @@ class Supervisor:
         began = time.monotonic()
         timer = asyncio.create_task(self._end_after(duration)) if duration is not None else None
         tasks: set[asyncio.Task[None]] = set()
+        self._set_apart()
         try:
             for key in self._processes:
                 self._children[key] = Fork("/".join(key), self._nursery, self._line)
@@ -154,7 +159,7 @@ class Supervisor:
             await self.brokers.start()
             running.announce(self._state, self._reachable())
             await asyncio.gather(*started)
-            relaying = [asyncio.create_task(relay) for relay in relays(self._plan, self.brokers.urls, self._host)]
+            relaying = [asyncio.create_task(relay) for relay in relays(self._plan, self.brokers, self._host)]
             tasks = {asyncio.create_task(self._keep(key)) for key in self._processes}
             watching = asyncio.create_task(self.brokers.watch())
             try:
@@ -199,7 +204,7 @@ class Supervisor:
     async def stop(self) -> None:
         """Drain: sources first, then down the topology, each when those before it have left; state is kept."""
         self._stopping = True
-        for name in self._plan.nodes:
+        for name in (*self._plan.nodes, *self._plan.relays):  # a relay takes until its producers have left
             if (view := self.views.get(name)) is None or view.gone:
                 continue
             self._tell(stop=[name])
@@ -225,6 +230,19 @@ class Supervisor:
         self._tell_all(Command(clock=offset))
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _set_apart(self) -> None:
+        """Nodes that ended before this run was stopped, with a relay that still keeps what they sent, are not run."""
+        relays = [node for nodes in self._processes.values() for node in nodes if isinstance(node, PlannedRelay)]
+        for name in continued.ended(self._plan, relays, self._state) & self.views.keys():
+            view = self.views[name]
+            view.state, view.ready_at = "ended", time.monotonic()
+            log.info("has ended before, a relay keeps what it sent", node=name)
+        self._processes = {
+            key: rest
+            for key, nodes in self._processes.items()
+            if (rest := [node for node in nodes if not self.views[node.name].gone])
+        }
 
     async def _until(self, view: NodeView) -> None:
         while not view.gone:
@@ -330,7 +348,7 @@ class Supervisor:
 
     def _assignment(self, key: tuple[str, str]) -> Assignment:
         nodes = self._processes[key]
-        specs = [specify(node, self._plan, bool(self._plan.topology.brokers)) for node in nodes]
+        specs = [specify(n, self._plan, bool(self._plan.topology.brokers)) for n in nodes if isinstance(n, PlannedNode)]
         brokers = {name: Broker(url=url, **self.brokers.credentials(name)) for name, url in self.brokers.urls.items()}
         return Assignment(
             topology=self._plan.topology.name,
@@ -341,6 +359,7 @@ class Supervisor:
             nodes=specs,
             brokers=brokers,
             level=self._level,
+            relays=[planned_relays.specify(node, self.views) for node in nodes if isinstance(node, PlannedRelay)],
             left=[name for name, view in self.views.items() if view.state == "ended"],
             clock=self._clock,
         )

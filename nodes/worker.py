@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
@@ -31,6 +31,9 @@ from nodes.signs import state_payload
 from nodes.step import Links
 from schemas import topics
 from schemas.errors import PenstockError, RunError
+
+if TYPE_CHECKING:
+    from nodes.relay import Relay
 
 _encode = msgspec.json.Encoder().encode
 
@@ -59,7 +62,7 @@ class Reporter:
 
 
 def build(
-    assignment: Assignment, spec: NodeSpec, local: Bus | None, nodes: Mapping[str, Runtime], report: Any
+    assignment: Assignment, spec: NodeSpec, local: Bus | None, nodes: Mapping[str, Runtime | Relay], report: Any
 ) -> Runtime:
     """One node, ready to be prepared.
 
@@ -100,7 +103,9 @@ def build(
             raise RunError(f"{spec.name}: kind {spec.kind} built a {type(body).__name__}")
 
 
-def _bus(assignment: Assignment, spec: NodeSpec, nodes: Mapping[str, Runtime], suffix: str, *, will: bool) -> Bus:
+def _bus(
+    assignment: Assignment, spec: NodeSpec, nodes: Mapping[str, Runtime | Relay], suffix: str, *, will: bool
+) -> Bus:
     from broker.connect import connect
 
     broker = assignment.brokers[spec.broker]
@@ -113,10 +118,10 @@ def _bus(assignment: Assignment, spec: NodeSpec, nodes: Mapping[str, Runtime], s
         if state == "connected":
             told = ""
             log.debug("connected", node=spec.name, reason=reason)
-            if (node := nodes.get(spec.name)) is not None:
+            if isinstance(node := nodes.get(spec.name), Runtime):
                 node.reconnected()
             return
-        if (node := nodes.get(spec.name)) is not None:
+        if isinstance(node := nodes.get(spec.name), Runtime):
             node.disconnected()
         if reason != told:  # said once, however often it is tried again
             told = reason
@@ -145,12 +150,19 @@ async def work(assignment: Assignment, report: Reporter) -> None:
 
         local = LocalBus(Hub())
         await local.open()
-    nodes: dict[str, Runtime] = {}
+    nodes: dict[str, Runtime | Relay] = {}
     for spec in assignment.nodes:
         with _blame(spec.name):
             node = nodes[spec.name] = build(assignment, spec, local, nodes, report)
             for consumer in assignment.left:
                 node.left(consumer)
+    for relay in assignment.relays:
+        from nodes.relay import Relay
+
+        with _blame(relay.name):
+            nodes[relay.name] = Relay(assignment, relay, report)
+            for name in assignment.left:
+                nodes[relay.name].left(name)
     preparing = asyncio.create_task(_prepare(nodes))
     listener = asyncio.create_task(_commands(nodes, preparing))
     try:
@@ -180,7 +192,7 @@ def _settle_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-async def _run(name: str, node: Runtime) -> None:
+async def _run(name: str, node: Runtime | Relay) -> None:
     with _blame(name):
         await node.run()
 
@@ -199,13 +211,13 @@ class _blame:  # noqa: N801 - reads as a statement
             error.node = self._node  # type: ignore[attr-defined]  # read in main, where the error ends
 
 
-async def _prepare(nodes: dict[str, Runtime]) -> None:
-    for name, node in reversed(nodes.items()):  # consumers first: nothing is sent before they listen
+async def _prepare(nodes: Mapping[str, Runtime | Relay]) -> None:
+    for name, node in reversed(list(nodes.items())):  # consumers first: nothing is sent before they listen
         with _blame(name):
             await node.prepare()
 
 
-async def _commands(nodes: dict[str, Runtime], preparing: asyncio.Task[None]) -> None:
+async def _commands(nodes: Mapping[str, Runtime | Relay], preparing: asyncio.Task[None]) -> None:
     """Take the supervisor's commands; the end of stdin stops all."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()

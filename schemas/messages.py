@@ -158,6 +158,27 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     rows: int = 0
 
 
+class Spooled(msgspec.Struct, frozen=True, kw_only=True):
+    """What a relay that keeps did with one port. taken = given + dropped (all reasons) + dead + held.
+
+    :param readers: nodes beyond that it is given to, as one stream.
+    :param taken: received from the producer, first deliveries only.
+    :param given: every reader is done with it.
+    :param dropped: by reason: ``spool-full``, ``damaged`` (the disk did not give it back).
+    :param dead: larger than the far broker takes.
+    :param held: in the spool, on its way to the readers included.
+    :param disk: bytes of the spool's files.
+    """
+
+    readers: list[str]
+    taken: Flow
+    given: Flow
+    dropped: dict[str, Flow] = {}
+    dead: Flow = Flow()
+    held: Flow = Flow()
+    disk: int = 0
+
+
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     """``ledger/1``: the books of one node. In rows: received = passed + filtered + dropped + dead + held.
 
@@ -172,6 +193,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     :param moved: by consumer with replicas: messages that one took over from another, which may have had them too; unset
         where there were none.
     :param latency: by stage, percentiles in ns: ``{"wait": {"p50": …, "p99": …}, "process": …, "since-source": …}``.
+    :param spooled: of a relay that keeps, and only of one: by in-edge, which is also the name of its out-port.
     """
 
     node: str
@@ -185,6 +207,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     held: int = 0
     latency: dict[str, dict[str, int]] = {}
     moved: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    spooled: dict[str, Spooled] | msgspec.UnsetType = msgspec.UNSET
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from schemas.topology_parts import (
     NodeSettings,
     Overflow,
     Part,
+    RelayOptions,
     Secret,
     check_name,
     why,
@@ -37,6 +38,7 @@ __all__ = [
     "Line",
     "Node",
     "Overflow",
+    "RelayOptions",
     "Secret",
     "Topology",
     "TopologyError",
@@ -96,6 +98,7 @@ class _Reader:
         self.broken: dict[str, Node | None] = {}
         self.broken_brokers: set[str] = set()
         self.broken_hosts: set[str] = set()
+        self.relays: dict[str, RelayOptions] = {}
 
     def read(self) -> tuple[Topology, list[Problem]]:
         raw = self.document.plain()
@@ -127,6 +130,7 @@ class _Reader:
             hosts=hosts,
             nodes=nodes,
             document=self.document,
+            relays=self.relays,
             repeated=self.repeated,
             broken=self.broken,
         )
@@ -195,6 +199,8 @@ class _Reader:
                 self._wrong((*path, "broker"), f"unknown broker {broker!r}{did_you_mean(broker, brokers)}")
             elif broker is not None and broker in brokers:
                 hosts[name] = broker
+                if host.relay is not None:
+                    self.relays[name] = host.relay
                 continue
             self.broken_hosts.add(name)
         if not hosts and not self.broken_hosts:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from schemas.errors import ConfigError, Problem
 from schemas.located import Located, Place, YamlError
-from schemas.topology_parts import Broker, EdgeOptions
+from schemas.topology_parts import Broker, EdgeOptions, RelayOptions
 
 
 def instance(name: str, replica: int) -> str:
@@ -95,6 +95,7 @@ class Topology:
     :param path: the file, as it was given.
     :param base: its folder; relative paths in configs start here.
     :param hosts: host → name of its broker.
+    :param relays: host → its relay that keeps, where it has one.
     :param repeated: keys that are in the file twice; only :func:`read` leaves any, as of the next.
     :param broken: nodes that are in the file but whose form is wrong, with what can be made of them.
     """
@@ -106,6 +107,7 @@ class Topology:
     hosts: dict[str, str]
     nodes: dict[str, Node]
     document: Located = field(repr=False)
+    relays: dict[str, RelayOptions] = field(default_factory=dict)
     repeated: tuple[YamlError, ...] = ()
     broken: dict[str, Node | None] = field(default_factory=dict)
 

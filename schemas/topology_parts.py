@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation, field_validat
 from schemas import topics
 from schemas.errors import ConfigError, Problem
 from schemas.problems import shown
+from schemas.units import Rate, Size
 
 MAX_NAME = 64
 """Longest name of a topology, host, broker or node, in characters."""
@@ -140,11 +141,30 @@ class Broker(Part):
         return self
 
 
+class RelayOptions(Part):
+    """A relay that keeps on disk what the other broker does not take now."""
+
+    spool: Size = Field(description="bytes on this host's disk for what waits, shared by the ports that are relayed")
+    overflow: Literal["block", "drop-oldest", "drop-newest"] = Field(
+        default="block", description="what a full spool does; block: the producers wait, nothing is lost"
+    )
+    order: Literal["oldest", "newest"] = Field(
+        default="oldest", description="what goes on first; oldest keeps the order of each source"
+    )
+    rate: Rate | None = Field(
+        default=None, description="most messages per second that leave the spool; default: as many as the link takes"
+    )
+
+
 class Host(Part):
     """A machine, by the name that nodes say in ``on``."""
 
     broker: str | None = Field(
         default=None, description="name of the broker that its nodes use; by default the only one"
+    )
+    relay: RelayOptions | None = Field(
+        default=None,
+        description="keep on this host what safe edges send from its broker to others, while they are away",
     )
 
 

@@ -1,4 +1,4 @@
-"""One topology, arranged in five ways: the results are equal, id for id and value for value."""
+"""One topology, arranged in six ways: the results are equal, id for id and value for value."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ brokers:
   below: {{run: embedded, on: gateway, listen: "127.0.0.1:{below}"}}
   above: {{run: embedded, on: cloud, listen: "127.0.0.1:{above}"}}
 hosts:
-  gateway: {{broker: below}}
+  gateway: {{broker: below{relay}}}
   cloud: {{broker: above}}
 """
 
@@ -128,8 +128,11 @@ def test_processes_and_brokers_make_no_difference(
     assert results(tmp_path) == expected
 
 
-def test_two_hosts_with_a_broker_each_make_no_difference(tmp_path: Path, expected: Results) -> None:
-    hosts = HOSTS.format(below=free_port(), above=free_port())
+@pytest.mark.parametrize(
+    "relay", [pytest.param("", id="relay"), pytest.param(", relay: {spool: 20MB, rate: 2000/s}", id="relay-that-keeps")]
+)
+def test_two_hosts_with_a_broker_each_make_no_difference(tmp_path: Path, expected: Results, relay: str) -> None:
+    hosts = HOSTS.format(below=free_port(), above=free_port(), relay=relay)
     path = site(tmp_path, hosts + NODES.format(low="on: gateway", high="on: cloud"))
     state = tmp_path / "state"
 

@@ -37,6 +37,34 @@ def books_table(
     return table(rows)
 
 
+def spools_table(books: Mapping[str, Ledger | None]) -> list[str]:
+    """A line for each edge that a relay keeps, in messages: in = out + dropped + dead + in flight; none: no lines."""
+    rows = [
+        (
+            f"{edge} → {reader}",
+            name,
+            *(str(n or "") for n in (port.taken.messages, port.given.messages)),
+            ", ".join(f"{flow.messages} {reason}" for reason, flow in port.dropped.items()),
+            *(str(n or "") for n in (port.dead.messages, port.held.messages)),
+            size(port.disk),
+        )
+        for name, book in books.items()
+        if book is not None
+        for edge, port in (book.spooled or {}).items()
+        for reader in port.readers
+    ]
+    heading = ("kept edge", "by", "in", "out", "dropped", "dead", "in flight", "on disk")
+    return ["", *table([heading, *rows])] if rows else []
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``0 B``, ``512 B``, ``1.2 MB``."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count} B"
+
+
 def _cells(book: Ledger) -> list[str]:
     return [
         str(sum(flow.rows for flow in book.received.values())) if book.received else "",

@@ -38,6 +38,7 @@ class EdgeBooks:
 
     :param under_way: sent and not taken in yet, or taken in and not acknowledged yet.
     :param lost: of a ``fast`` edge whose ends have ended.
+    :param relay: that keeps it, if one does; ``dropped``: what it dropped or dead-lettered.
     """
 
     name: str
@@ -46,6 +47,8 @@ class EdgeBooks:
     received: int
     under_way: int
     lost: int
+    relay: str = ""
+    dropped: int = 0
 
 
 class Collection:
@@ -109,7 +112,9 @@ class Collection:
             lost = max(0, sent - received) if gone and delivery == "fast" else 0
             prefix = f"{topology}/" if self.several else ""
             name = f"{prefix}{producer}.{port} → {consumer}"
-            out.append(EdgeBooks(name, delivery, sent, received, 0 if gone else abs(sent - received), lost))
+            relay, dropped = self._kept(topology, f"{producer}.{port}", consumer)
+            way = 0 if gone else abs(sent - received - dropped)
+            out.append(EdgeBooks(name, delivery, sent, received, way, lost, relay, dropped))
         return out
 
     def _whole(self) -> dict[tuple[str, str], Ledger]:
@@ -118,6 +123,15 @@ class Collection:
         mine = {node: book for (t, node), book in self.books.items() if t == self.name and node in members}
         rest = {key: book for key, book in self.books.items() if key[0] != self.name or key[1] not in members}
         return rest | {(self.name, node): book for node, book in ledger.together(mine, self._groups).items()}
+
+    def _kept(self, topology: str, edge: str, reader: str) -> tuple[str, int]:
+        """The relay that keeps an edge, and messages that it did not give on for good; ``""``, 0: none keeps it."""
+        books = {node: book for (t, node), book in self.books.items() if t == topology}
+        relay = ledger.keepers(books).get((edge, reader), "")
+        if not relay:
+            return "", 0
+        port = (books[relay].spooled or {})[edge]
+        return relay, port.dead.messages + sum(flow.messages for flow in port.dropped.values())
 
     def findings(self) -> list[str]:
         """What does not balance. As long as it runs the two ends of an edge may differ: that is under way."""
@@ -185,7 +199,7 @@ class Collection:
             return [(self.name, *wire) for wire in self._wires]
         out = []
         for (topology, consumer), book in self.books.items():
-            for edge in book.received:
+            for edge in () if book.spooled else book.received:
                 producer, dot, port = edge.rpartition(".")
                 if dot:
                     out.append((topology, producer, port, consumer, ""))
@@ -211,8 +225,10 @@ def of_topology(path: Path, state: Path | None, url: str | None) -> Collection:
 
     found = place(path, state)
     name, client = found.topology.name, f"penstock-ledger-{os.getpid()}"
-    nodes = {name: list(node.members) for name, node in found.topology.nodes.items()}
-    wires = _wires(path, found.topology)
+    relays, wires = _wires(path, found.topology)
+    nodes = {name: list(node.members) for name, node in found.topology.nodes.items()} | {
+        name: [name] for name in relays
+    }
     if url is not None:
         return Collection(name, [(connect(url, client_id=client, patience=_PATIENCE), name)], nodes, wires)
     used = {found.topology.hosts[host] for _, host in found.topology.members.values()}
@@ -225,21 +241,31 @@ def of_topology(path: Path, state: Path | None, url: str | None) -> Collection:
     return Collection(name, buses, nodes, wires)
 
 
-def _wires(path: Path, topology: Topology) -> list[tuple[str, str, str, str]]:
-    """The edges, with how they deliver; that follows from what travels on them, so a plan is needed."""
+def _wires(path: Path, topology: Topology) -> tuple[list[str], list[tuple[str, str, str, str]]]:
+    """Relays that keep, and the edges, with how they deliver; that follows from what travels, so a plan is needed."""
     from nodes.plan import prepare
 
     try:
-        return list({(e.origin, e.port, e.target, e.delivery): None for e in prepare(path).edges})
+        plan = prepare(path)
     except ConfigError:  # a file that a node needs is not on this machine
-        return [(e.producer, e.port, node.name, "") for node in topology.nodes.values() for e in node.inputs]
+        return [], [(e.producer, e.port, node.name, "") for node in topology.nodes.values() for e in node.inputs]
+    return [*plan.relays], list({(e.origin, e.port, e.target, e.delivery): None for e in plan.edges})
 
 
 def _left(found: Place, nodes: Mapping[str, Sequence[str]], wires: Sequence[tuple[str, str, str, str]]) -> Collection:
+    from nodes import relay_books
+
     collection = Collection(found.topology.name, [], nodes, wires)
-    for node in found.topology.members:
+    for node in [member for several in nodes.values() for member in several]:
         path = found.state / f"{node}.journal"
         if not path.exists():
+            try:
+                kept = relay_books.left(found.state / node, node)
+            except sqlite3.Error as error:
+                raise RunError(f"{found.state / node} cannot be read: {error}") from error
+            if kept is not None:
+                collection.books[found.topology.name, node] = kept
+                collection.states[found.topology.name, node] = "stopped"
             continue
         try:
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:

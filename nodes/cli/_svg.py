@@ -47,7 +47,7 @@ def label(edge: PlannedEdge) -> str:
     if edge.port != "out":
         parts.insert(0, edge.port)
     if edge.carrier == "relay":
-        parts.append("relay")
+        parts.append("relay, kept" if edge.relay else "relay")
     return " · ".join(parts)
 
 

@@ -120,6 +120,7 @@ def _json(collection: Collection) -> list[str]:
                 "received": edge.received,
                 "under_way": edge.under_way,
                 "lost": edge.lost,
+                **({"relay": edge.relay, "dropped": edge.dropped} if edge.relay else {}),
             }
             for edge in collection.edges()
         ],
@@ -129,7 +130,7 @@ def _json(collection: Collection) -> list[str]:
 
 def told(collection: Collection) -> list[str]:
     """The books for people."""
-    from nodes.cli._books import books_table, reasons, table
+    from nodes.cli._books import books_table, reasons, spools_table, table
 
     books = {f"{t}/{n}" if collection.several else n: book for (t, n), book in collection.books.items()}
     states = {f"{t}/{n}" if collection.several else n: state for (t, n), state in collection.states.items()}
@@ -141,7 +142,7 @@ def told(collection: Collection) -> list[str]:
             (e.name, e.delivery, str(e.sent), str(e.received), str(e.under_way or ""), str(e.lost or "")) for e in edges
         ]
         lines += ["", *table(rows)]
-    lines += ["", *reasons(books)]
+    lines += [*spools_table(books), "", *reasons(books)]
     lines += [f"{name}: nothing is heard of it" for name in collection.silent()]
     findings = collection.findings()
     lines += [f"does not balance: {finding}" for finding in findings]

@@ -169,11 +169,12 @@ def plain(outcome: Outcome) -> dict[str, Any]:
 
 def summary(outcome: Outcome) -> list[str]:
     """An outcome for people: a table of the books, and what they say."""
-    from nodes.cli._books import books_table, reasons
+    from nodes.cli._books import books_table, reasons, spools_table
 
     books = {name: view.books for name, view in outcome.nodes.items()}
     restarts = {name: str(view.restarts or "") for name, view in outcome.nodes.items()}
     lines = ["", *books_table(books, before=("", {}), after=("restarts", restarts)), *reasons(books)]
+    lines += [*spools_table(books), ""] if spools_table(books) else []
     lines += [f"{edge}: {count} messages lost on a fast edge" for edge, count in outcome.lost.items()]
     if outcome.findings:
         lines += [f"does not balance: {finding}" for finding in outcome.findings]

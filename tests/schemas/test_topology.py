@@ -146,7 +146,7 @@ def test_the_json_schema_describes_every_key() -> None:
     assert (
         set(re.findall(r'"#/\$defs/(\w+)"', text))
         == set(defs)
-        == {"Broker", "EdgeOptions", "Host", "NodeSettings", "Secret"}
+        == {"Broker", "EdgeOptions", "Host", "NodeSettings", "RelayOptions", "Secret"}
     )
     for model in (schema, *defs.values()):
         assert model["additionalProperties"] is False
