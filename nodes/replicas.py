@@ -59,8 +59,8 @@ def _between(edge: PlannedEdge, producer: PlannedNode, consumer: PlannedNode, to
 
 
 def logical(plan: Plan) -> Mapping[str, list[str]]:
-    """Node as the user named it → its replicas, or itself; in the plan's order."""
+    """Node as the user named it → its replicas, or itself; in the plan's order. A relay that keeps is one of them."""
     out: dict[str, list[str]] = {}
     for node in plan.nodes.values():
         out.setdefault(node.logical, []).append(node.name)
-    return out
+    return out | {name: [name] for name in plan.relays}

@@ -378,8 +378,8 @@ class Supervisor:
         outcome = Outcome(self.views, seconds, all(view.state == "ended" for view in self.views.values()))
         if outcome.complete:
             books = ledger.together(outcome.ledgers, groups)
-            passing = {self._plan.nodes[name].logical for name, view in self.views.items() if view.passing}
-            outcome.findings = ledger.audit(books, edges, passing & set(books))
+            passing = {n for n, members in groups.items() if any(self.views[m].passing for m in members)}
+            outcome.findings = ledger.audit(books, edges, passing & books.keys())
             outcome.findings += [f"{n}: {b.held} rows are still held" for n, b in outcome.ledgers.items() if b.held]
             outcome.lost = ledger.lost(books, edges)
         return outcome
