@@ -79,8 +79,11 @@ class Lanes:
         return channel
 
     def behind(self) -> list[Member]:
-        """Replicas that do not know yet how far the port has come; they are taken as told now."""
-        found = [member for member in self.members.values() if member.told < self.newest and not member.taken]
+        """Replicas that do not know yet how far the port has come; they are taken as told now.
+
+        One that is back is told too: readers that merge wait for it, and we for them.
+        """
+        found = [m for m in self.members.values() if m.told < self.newest and (m.back or not m.taken)]
         for member in found:
             member.told = self.newest
         return found

@@ -116,11 +116,9 @@ class Outputs:
 
     @property
     def idle(self) -> bool:
-        """Nothing is kept any more: every consumer is done with everything."""
+        """Nothing is kept any more: every consumer is done with everything. One that is away has its end to come for."""
         return self._receipts == set() and not any(
-            channel.window.kept or channel.floor != channel.window.floor
-            for channel in self._channels.values()
-            if not self._is_taken(channel)
+            channel.window.kept or channel.floor != channel.window.floor for channel in self._channels.values()
         )
 
     @property

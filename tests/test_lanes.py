@@ -52,6 +52,20 @@ def test_a_replica_that_leaves_moves_its_own_sources_only_and_gets_them_back() -
     assert owners(team) == before
 
 
+def test_one_that_is_back_hears_how_far_time_has_come_though_it_gets_nothing_yet() -> None:
+    """Else readers that merge would wait for it, the others for them, and it for the others."""
+    team = lanes(2)
+    team.newest = 10
+    assert [m.name for m in team.behind()] == ["n-1", "n-2"]
+    assert team.behind() == []
+    team.told("n-1", "offline", 0.0)
+    team.lost(TAKEOVER)
+    team.newest = 20
+    assert [m.name for m in team.behind()] == ["n-2"]
+    team.told("n-1", "ready", 9.0)
+    assert [m.name for m in team.behind()] == ["n-1"]
+
+
 def test_one_that_is_back_in_time_loses_nothing() -> None:
     team = lanes(2)
     team.told("n-1", "offline", 0.0)
