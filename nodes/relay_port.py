@@ -338,13 +338,12 @@ class Hop:
         large: list[int] = []
         window, now, limit = self._above, time.time_ns(), self._upper.max_payload
         for item in items:
-            topic, _, trace = unlabel(item.topic)
-            message = codec.decode(item.payload)
-            payload = codec.encode(message, epoch=window.epoch, seq=window.next)
+            topic, rows, trace = unlabel(item.topic)
+            ident, payload = codec.renumber(item.payload, window.epoch, window.next)
             to = self._private() if self._spec.private else [topic]
             if limit is not None and len(payload) + max(map(len, to)) > limit:
                 detail = f"{len(payload)} bytes, the broker beyond takes at most {limit}"
-                letter = self._signs.letter("too-large", detail, self.edge, message.id, item.payload, message.rows)
+                letter = self._signs.letter("too-large", detail, self.edge, ident, item.payload, rows)
                 self._signs.foreign.append(letter)
                 large.append(item.number)
                 continue
