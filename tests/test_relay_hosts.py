@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from relay_site import EDGE, RELAY, advance, at, books, site, stored
 
 from broker.connect import connect
 from nodes.cli import main
-from nodes.supervisor import Supervisor
+from nodes.plan import prepare
+from nodes.supervisor import Outcome, Supervisor
 from schemas import codec, topics
 from schemas.messages import State
 
@@ -150,6 +152,45 @@ def test_the_ledger_shows_what_a_relay_keeps_while_it_runs_and_as_it_was_left(
     assert main.run(["ledger", str(left), "--state", str(tmp_path / "state"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["nodes"][RELAY]["ledger"]["spooled"][EDGE]["held"]["messages"] == held
+
+
+@pytest.mark.parametrize("overflow", ["block", "drop-oldest"])
+def test_the_gateways_disk_is_full(tmp_path: Path, overflow: str) -> None:
+    """Smaller than the spool may get: the producer waits then, and nothing is dropped, whatever the policy."""
+    total = 6000
+    disk = tmp_path / "state-gateway"
+    disk.mkdir()
+    mounted = shutil.which("mount") and os.geteuid() == 0
+    if not mounted or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "x", disk], check=False).returncode:
+        pytest.skip("may not mount a file system")
+    away = KINDS["embedded"](tmp_path / "cloud")
+    away.port = free_port()
+
+    async def go() -> list[Outcome]:
+        states = {name: tmp_path / f"state-{name}" for name in ("gateway", "cloud")}
+        hosts = {name: Supervisor(prepare(path, state=state), state=state, host=name) for name, state in states.items()}
+        runs = [asyncio.create_task(supervisor.run()) for supervisor in hosts.values()]
+        await until(lambda: os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize < 600_000)
+        taken = -1
+        while books(hosts["gateway"]).taken.messages > taken:
+            taken = books(hosts["gateway"]).taken.messages
+            await asyncio.sleep(2)
+        assert taken < total
+        await asyncio.to_thread(away.start)
+        async with asyncio.timeout(40):
+            return list(await asyncio.gather(*runs))
+
+    try:
+        with started("embedded", tmp_path / "below") as below:
+            relay = f"spool: 20MB, overflow: {overflow}"
+            path = site(tmp_path, total, below=at(below.port), above=at(away.port), relay=relay, pad=850)
+            outcomes = asyncio.run(go())
+    finally:
+        away.stop(kill=True)
+        subprocess.run(["umount", "-l", disk], check=True)
+    assert [(o.complete, o.findings) for o in outcomes] == [(True, []), (True, [])]
+    assert books(outcomes[0]).dropped == {}
+    assert stored(tmp_path) == list(range(total))
 
 
 def test_a_run_that_goes_on_does_not_begin_the_ended_nodes_anew(tmp_path: Path) -> None:
