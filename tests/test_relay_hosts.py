@@ -24,6 +24,9 @@ from nodes.supervisor import Outcome, Supervisor
 from schemas import codec, topics
 from schemas.messages import State
 
+sys.path.append(str(Path(__file__).parent / "broker"))
+from bus_site import Mosquitto
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -65,6 +68,7 @@ async def pid_of_relay(broker: Broker, other_than: int = 0) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_the_relay_and_then_its_whole_host_are_killed(tmp_path: Path) -> None:
     total = 5000
 
@@ -243,3 +247,27 @@ def test_forwarding_relays_of_two_sites_dial_out_to_one_broker(tmp_path: Path) -
     assert outcome.complete
     assert outcome.findings == []
     assert sorted(stored(tmp_path)) == sorted([*range(500), *range(500)])
+
+
+@pytest.mark.parametrize("relay", ["", ", relay: {spool: 20MB}"], ids=["forwards", "keeps"])
+def test_a_relay_logs_in_where_the_broker_wants_it(
+    tmp_path: Path, needs_mosquitto: str, relay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = shutil.which("mosquitto_passwd")
+    if program is None:
+        pytest.skip("mosquitto_passwd is not installed")
+    secrets = tmp_path / "passwords"
+    subprocess.run([program, "-c", "-b", str(secrets), "line", "s3cret"], check=True, capture_output=True)
+    monkeypatch.setenv("LINE_PASSWORD", "s3cret")
+    above = Mosquitto(tmp_path / "above", "allow_anonymous false", f"password_file {secrets}").start()
+    try:
+        with started("embedded", tmp_path / "below") as below:
+            there = f'{{url: "mqtt://127.0.0.1:{above.port}", user: line, password: {{env: LINE_PASSWORD}}}}'
+            path = site(tmp_path, 200, below=at(below.port), above=there, relay="spool: 20MB")
+            path.write_text(path.read_text().replace(", relay: {spool: 20MB}", relay))
+            outcome = run(path)
+    finally:
+        above.stop()
+    assert outcome.complete
+    assert outcome.findings == []
+    assert stored(tmp_path) == list(range(200))
