@@ -164,7 +164,7 @@ def test_a_broker_is_killed_and_comes_back(tmp_path: Path, name: str, which: str
             await advance(tmp_path, 300)
             await asyncio.to_thread(broker.stop, kill=True)
             if which == "far":  # the producer goes on meanwhile
-                await taking(supervisor, 500)
+                await taking(supervisor, 500, total)
             await asyncio.to_thread(broker.start)
 
     with started(name, tmp_path / "below") as below, started(name, tmp_path / "above") as above:
@@ -186,8 +186,9 @@ def test_the_link_is_cut_and_everything_is_killed_beside(tmp_path: Path) -> None
                 await advance(tmp_path, 200)
                 proxy.refuse = True
                 proxy.cut()
-                await taking(supervisor, 100)
-                await restarted(supervisor, victim)
+                await taking(supervisor, 100, total)
+                if not supervisor.views[victim].gone:  # a slow machine: the source has ended
+                    await restarted(supervisor, victim)
                 proxy.refuse = False
             async with asyncio.timeout(40):
                 return await running
