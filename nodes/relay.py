@@ -105,6 +105,9 @@ class Relay:
                     signs=self._signs,
                 )
             )
+        for folder in self._folder.glob("*/"):
+            if folder.name not in {hop.edge for hop in self._hops}:
+                log.warning("a spool that no edge uses any more", node=self.name, folder=str(folder))
         await self._lower.open()
         for hop in self._hops:
             await hop.below()

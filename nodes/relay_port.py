@@ -9,6 +9,7 @@ it on the disk. Above it numbers anew, in an epoch of its own, and keeps what is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +40,7 @@ _RESEND_CHECK = 0.25
 _PATIENCE = 5.0
 _LINGER = 0.01
 _RETRY = 0.5
+_MOST_STRAYS = 64
 
 
 class Hop:
@@ -87,6 +89,7 @@ class Hop:
         self._way: deque[tuple[int, int]] = deque()  # (number above, number in the spool)
         self._last = 0  # number above of the end, once it is sent
         self._open = False
+        self._strays: set[asyncio.Task[None]] = set()
         self.repeated = 0
 
     @property
@@ -146,6 +149,8 @@ class Hop:
 
     async def close(self) -> None:
         """Close the files, after what the disk is doing just now; tasks are cancelled."""
+        for task in self._strays:
+            task.cancel()
         await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
         self._store.close()
 
@@ -198,8 +203,10 @@ class Hop:
                 )
                 taken = Taken(epoch, seq, message.id, message.rows, text, delivery.payload)
                 self._put(self._below.accept(epoch, seq, (epoch, seq, taken)))
-        if strange and not again:
-            await self._pass_on(strange)
+        if strange and not again and len(self._strays) < _MOST_STRAYS:
+            task = asyncio.get_running_loop().create_task(self._pass_on(strange))
+            self._strays.add(task)
+            task.add_done_callback(self._strays.discard)
 
     async def _pass_on(self, strange: Sequence[Delivery]) -> None:
         """What somebody else published on the port's topic goes on as through any relay, and is not kept."""
@@ -210,7 +217,9 @@ class Hop:
                 for d in strange
                 if limit is None or len(d.payload) + len(d.topic) <= limit
             ]
-            await self._upper.publish(sent)
+            with contextlib.suppress(TimeoutError, BusError):  # should the link go just now: they are not kept
+                async with asyncio.timeout(_RETRY):
+                    await self._upper.publish(sent)
 
     def _put(self, items: Iterable[tuple[int, int, Taken | Close]]) -> None:
         self._arrived.extend(items)
@@ -246,11 +255,9 @@ class Hop:
                 self._go.set()
             if dealt < max(1, len(batch)):  # full: the producer waits, and so do we
                 self._room.clear()
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_RETRY):
                         await self._room.wait()
-                except TimeoutError:
-                    pass
 
     async def _heartbeat(self) -> None:
         while True:
@@ -305,11 +312,9 @@ class Hop:
                 await self._pause()
 
     async def _pause(self) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RETRY):
                 await self._go.wait()
-        except TimeoutError:
-            pass
 
     async def _send_some(self) -> bool:
         count = min(_BATCH, WINDOW - len(self._above.kept))
@@ -331,6 +336,8 @@ class Hop:
         if large:
             await self._signs.send_foreign()  # the letters are in the file before the messages are gone
             await self._disk(lambda: self._store.done(large, dead=True))
+        if self._way and self._way[0][0] <= self._above.floor:  # readers that have left need no acknowledgement
+            self._freed()
         return bool(items)
 
     async def _turn(self, throttle: Throttle, count: int) -> None:
@@ -344,13 +351,12 @@ class Hop:
         large: list[int] = []
         window, now, limit = self._above, time.monotonic_ns(), self._upper.max_payload
         for item in items:
-            topic, _, trace = unlabel(item.topic)
-            message = codec.decode(item.payload)
-            payload = codec.encode(message, epoch=window.epoch, seq=window.next)
+            topic, rows, trace = unlabel(item.topic)
+            ident, payload = codec.renumber(item.payload, window.epoch, window.next)
             to = self._private() if self._spec.private else [topic]
             if limit is not None and len(payload) + max(map(len, to)) > limit:
                 detail = f"{len(payload)} bytes, the broker beyond takes at most {limit}"
-                letter = self._signs.letter("too-large", detail, self.edge, message.id, item.payload, message.rows)
+                letter = self._signs.letter("too-large", detail, self.edge, ident, item.payload, rows)
                 self._signs.foreign.append(letter)
                 large.append(item.number)
                 continue

@@ -37,6 +37,7 @@ _SCAN = 1024
 _TRIM = 65_536
 _COMPLAIN_EVERY = 30.0
 _EDGE = "in"
+_EVER = 1 << 62
 
 
 class Store:
@@ -83,9 +84,9 @@ class Store:
         self._dirty = self._owed = self._tight = False
         self._complained = float("-inf")
         self._again = self._recover()
+        self._committed = self.spool.figures.stored
         self._hold()
         self.spool.on_loss = self._lost
-        self._committed = self.spool.figures.stored
         self.journal.commit(packed({"epochs": self.epochs, "readers": self._readers}))
         self._commit()
         self.books = spooled(self.state, self._readers, self.spool.figures.disk)
@@ -337,7 +338,11 @@ class Store:
 
     def _hold(self) -> None:
         self.state.sent = _runs(self._way.union(self._again))
-        self.spool.held = self.state.sent
+        self._spare()
+
+    def _spare(self) -> None:
+        """What is under way, and what the journal does not know yet, is not evicted."""
+        self.spool.held = [*self.state.sent, (self._committed + 1, _EVER)]
 
     def _commit(self) -> bool:
         """Write the journal; False if the disk is too full for it (then it is tried again with the next)."""
@@ -351,6 +356,7 @@ class Store:
             self._complain(f"{self.folder / JOURNAL}: {error}")
             return False
         self._fresh, self._committed = [], number
+        self._spare()
         self._dirty = self._owed = False
         return True
 

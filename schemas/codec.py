@@ -462,6 +462,32 @@ def rows_in(payload: bytes | memoryview) -> int | None:
     return n if isinstance(n, int) and n >= 0 else None
 
 
+class _Bare(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Any message, its body unread; keys in the order in which the others are encoded."""
+
+    type: str
+    body: msgspec.Raw
+    id: str
+    source: str
+    time: Int64
+    born: Int64 = 0
+    epoch: int = 0
+    seq: int = 0
+
+
+_bare = msgspec.msgpack.Decoder(_Bare)
+
+
+def renumber(payload: bytes | memoryview, epoch: int, seq: int) -> tuple[str, bytes]:
+    """The identity of a message, and the message with another place on its port. Its body is neither read nor checked.
+
+    :param payload: what :func:`decode` takes.
+    """
+    bare = _bare.decode(payload)
+    bare.epoch, bare.seq = epoch, seq
+    return bare.id, _encoder.encode(bare)
+
+
 def json_schemas() -> dict[str, Any]:
     """JSON Schema of every wire message, by type; ``bin`` is shown as a base64 string."""
     members = WireMessage.__args__

@@ -56,9 +56,9 @@ async def advance(folder: Path, count: int) -> None:
     await until(lambda: len(stored(folder)) >= there)
 
 
-async def taking(run: Supervisor, count: int) -> None:
-    """Wait until the relay has taken so many more."""
-    there = books(run).taken.messages + count
+async def taking(run: Supervisor, count: int, total: int) -> None:
+    """Wait until the relay has taken so many more, or all that there are."""
+    there = min(total, books(run).taken.messages + count)
     await until(lambda: books(run).taken.messages >= there)
 
 

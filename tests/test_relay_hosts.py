@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,13 @@ from relay_site import EDGE, RELAY, advance, at, books, site, stored
 
 from broker.connect import connect
 from nodes.cli import main
-from nodes.supervisor import Supervisor
+from nodes.plan import prepare
+from nodes.supervisor import Outcome, Supervisor
 from schemas import codec, topics
 from schemas.messages import State
+
+sys.path.append(str(Path(__file__).parent / "broker"))
+from bus_site import Mosquitto
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +68,7 @@ async def pid_of_relay(broker: Broker, other_than: int = 0) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_the_relay_and_then_its_whole_host_are_killed(tmp_path: Path) -> None:
     total = 5000
 
@@ -152,6 +158,45 @@ def test_the_ledger_shows_what_a_relay_keeps_while_it_runs_and_as_it_was_left(
     assert found["nodes"][RELAY]["ledger"]["spooled"][EDGE]["held"]["messages"] == held
 
 
+@pytest.mark.parametrize("overflow", ["block", "drop-oldest"])
+def test_the_gateways_disk_is_full(tmp_path: Path, overflow: str) -> None:
+    """Smaller than the spool may get: the producer waits then, and nothing is dropped, whatever the policy."""
+    total = 6000
+    disk = tmp_path / "state-gateway"
+    disk.mkdir()
+    mounted = shutil.which("mount") and os.geteuid() == 0
+    if not mounted or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "x", disk], check=False).returncode:
+        pytest.skip("may not mount a file system")
+    away = KINDS["embedded"](tmp_path / "cloud")
+    away.port = free_port()
+
+    async def go() -> list[Outcome]:
+        states = {name: tmp_path / f"state-{name}" for name in ("gateway", "cloud")}
+        hosts = {name: Supervisor(prepare(path, state=state), state=state, host=name) for name, state in states.items()}
+        runs = [asyncio.create_task(supervisor.run()) for supervisor in hosts.values()]
+        await until(lambda: os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize < 600_000)
+        taken = -1
+        while books(hosts["gateway"]).taken.messages > taken:
+            taken = books(hosts["gateway"]).taken.messages
+            await asyncio.sleep(2)
+        assert taken < total
+        await asyncio.to_thread(away.start)
+        async with asyncio.timeout(40):
+            return list(await asyncio.gather(*runs))
+
+    try:
+        with started("embedded", tmp_path / "below") as below:
+            relay = f"spool: 20MB, overflow: {overflow}"
+            path = site(tmp_path, total, below=at(below.port), above=at(away.port), relay=relay, pad=850)
+            outcomes = asyncio.run(go())
+    finally:
+        away.stop(kill=True)
+        subprocess.run(["umount", "-l", disk], check=True)
+    assert [(o.complete, o.findings) for o in outcomes] == [(True, []), (True, [])]
+    assert books(outcomes[0]).dropped == {}
+    assert stored(tmp_path) == list(range(total))
+
+
 def test_a_run_that_goes_on_does_not_begin_the_ended_nodes_anew(tmp_path: Path) -> None:
     """A source and the node after it have ended, and a relay keeps what they sent; then the run is stopped."""
     total = 2000
@@ -202,3 +247,27 @@ def test_forwarding_relays_of_two_sites_dial_out_to_one_broker(tmp_path: Path) -
     assert outcome.complete
     assert outcome.findings == []
     assert sorted(stored(tmp_path)) == sorted([*range(500), *range(500)])
+
+
+@pytest.mark.parametrize("relay", ["", ", relay: {spool: 20MB}"], ids=["forwards", "keeps"])
+def test_a_relay_logs_in_where_the_broker_wants_it(
+    tmp_path: Path, needs_mosquitto: str, relay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = shutil.which("mosquitto_passwd")
+    if program is None:
+        pytest.skip("mosquitto_passwd is not installed")
+    secrets = tmp_path / "passwords"
+    subprocess.run([program, "-c", "-b", str(secrets), "line", "s3cret"], check=True, capture_output=True)
+    monkeypatch.setenv("LINE_PASSWORD", "s3cret")
+    above = Mosquitto(tmp_path / "above", "allow_anonymous false", f"password_file {secrets}").start()
+    try:
+        with started("embedded", tmp_path / "below") as below:
+            there = f'{{url: "mqtt://127.0.0.1:{above.port}", user: line, password: {{env: LINE_PASSWORD}}}}'
+            path = site(tmp_path, 200, below=at(below.port), above=there, relay="spool: 20MB")
+            path.write_text(path.read_text().replace(", relay: {spool: 20MB}", relay))
+            outcome = run(path)
+    finally:
+        above.stop()
+    assert outcome.complete
+    assert outcome.findings == []
+    assert stored(tmp_path) == list(range(200))

@@ -40,6 +40,7 @@ def check(folder: Path, outcome: Outcome, total: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("overflow", ["drop-oldest", "drop-newest", "block"])
 def test_the_far_broker_is_away_with_20_mb_coming_and_5_mb_to_keep(tmp_path: Path, overflow: Overflow) -> None:
     """What the sink gets is what a spool alone, given the same messages one by one, would have kept."""
@@ -59,7 +60,7 @@ def test_the_far_broker_is_away_with_20_mb_coming_and_5_mb_to_keep(tmp_path: Pat
                     else:
                         full = True
                 subscription.acknowledge(batch)
-        await until(lambda: books(supervisor).taken.messages == len(came))
+        await until(lambda: books(supervisor).taken.messages == len(came), within=60)
         numbers.extend(item.number - 1 for item in reference.read(COMING, 1 << 30))
         before.append(books(supervisor))
         reference.close()
@@ -78,7 +79,7 @@ def test_the_far_broker_is_away_with_20_mb_coming_and_5_mb_to_keep(tmp_path: Pat
             pad=850,
         )
         try:
-            outcome = run(path, meddle=later, within=55)
+            outcome = run(path, meddle=later, within=100)
         finally:
             away.stop(kill=True)
     assert outcome.complete
@@ -163,7 +164,7 @@ def test_a_broker_is_killed_and_comes_back(tmp_path: Path, name: str, which: str
             await advance(tmp_path, 300)
             await asyncio.to_thread(broker.stop, kill=True)
             if which == "far":  # the producer goes on meanwhile
-                await taking(supervisor, 500)
+                await taking(supervisor, 500, total)
             await asyncio.to_thread(broker.start)
 
     with started(name, tmp_path / "below") as below, started(name, tmp_path / "above") as above:
@@ -185,8 +186,9 @@ def test_the_link_is_cut_and_everything_is_killed_beside(tmp_path: Path) -> None
                 await advance(tmp_path, 200)
                 proxy.refuse = True
                 proxy.cut()
-                await taking(supervisor, 100)
-                await restarted(supervisor, victim)
+                await taking(supervisor, 100, total)
+                if not supervisor.views[victim].gone:  # a slow machine: the source has ended
+                    await restarted(supervisor, victim)
                 proxy.refuse = False
             async with asyncio.timeout(40):
                 return await running

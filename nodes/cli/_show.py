@@ -101,6 +101,8 @@ def _value(value: Any) -> Any:
             return {"dtype": value.dtype.str, "shape": list(value.shape), **_range(value)}
         case bytes() | memoryview():
             return {"bytes": len(value)}
+        case msgspec.UnsetType():
+            return None
         case float():
             return value if math.isfinite(value) else None
         case msgspec.UnsetType():

@@ -226,6 +226,39 @@ def test_block_takes_the_rest_when_a_segment_is_free_again(tmp_path: Path) -> No
         books_balance(spool)
 
 
+def test_what_is_held_is_spared_and_losses_are_told(tmp_path: Path) -> None:
+    lost: list[tuple[int, int, bool]] = []
+    with Spool(tmp_path / "s", LEAST, durable=False) as spool:
+        spool.on_loss = lambda first, last, damaged: lost.append((first, last, damaged))
+        spool.append(numbers(100))
+        spool.held = [(3, 7), (90, 90)]
+        assert spool.append(numbers(2000, start=100)) == 2000
+        kept = [i.number for i in spool.read(5000, 1 << 30)]
+        gone = {n for first, last, _ in lost for n in range(first, last + 1)}
+        assert {*range(3, 8), 90} <= set(kept)
+        assert set(kept) == set(range(1, 2101)) - gone
+        assert kept == sorted(kept)
+        assert len(gone) == spool.figures.evicted.messages > 500
+        assert not any(damaged for *_, damaged in lost)
+        books_balance(spool)
+        spool.held = [(1, 1 << 62)]  # nothing may go: the caller keeps what does not fit
+        dealt = spool.append(numbers(100, start=2100))
+        assert dealt < 100
+        assert spool.append(numbers(1)) == 0
+        spool.held = ()
+        assert spool.append(numbers(100 - dealt, start=2100 + dealt)) == 100 - dealt
+        data = bytearray((path := max(spool.folder.glob("*.seg"))).read_bytes())
+        data[40] ^= 1
+        path.write_bytes(data)
+        lost.clear()
+        drain(spool)
+        assert lost == [(int(path.stem), int(path.stem), True)]
+        books_balance(spool)
+    with Spool(tmp_path / "s", LEAST) as spool:
+        assert len(spool) == 0
+        books_balance(spool)
+
+
 # what the disk does
 
 

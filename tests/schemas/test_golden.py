@@ -9,7 +9,7 @@ import msgpack  # type: ignore[import-untyped]  # has neither stubs nor py.typed
 import pytest
 from wire_samples import GOLDEN, SAMPLES, as_json, equal, foreign
 
-from schemas.codec import decode, decode_sequenced, encode
+from schemas.codec import decode, decode_sequenced, encode, renumber
 from schemas.messages import TYPE_OF
 
 PLAIN = (dict, list, str, int, float, bool, bytes, type(None))
@@ -55,6 +55,13 @@ def test_a_foreign_publisher_may_order_keys_as_it_likes(name: str) -> None:
     seen = foreign(encode(SAMPLES[name]))
     turned = dict(reversed(seen.items()))
     assert equal(decode(msgpack.packb(turned)), SAMPLES[name])
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_place_is_changed_without_reading_the_body(name: str) -> None:
+    message = SAMPLES[name]
+    for before in (encode(message), encode(message, epoch=7, seq=70_000)):
+        assert renumber(before, 2**40, 3) == (message.id, encode(message, epoch=2**40, seq=3))
 
 
 def test_every_body_is_pinned_and_no_file_is_left_over() -> None:

@@ -32,6 +32,7 @@ from schemas.messages import (
     Predictions,
     Progress,
     Readings,
+    Spooled,
     State,
     Tensors,
     Update,
@@ -133,6 +134,26 @@ SAMPLES: dict[str, Message] = {
             dead={"bad-tensor": 1},
             held=0,
             latency={"wait": {"p50": 1000, "p99": 5000}},
+        )
+    ),
+    "ledger-1-relay": _message(
+        Ledger(
+            node="relay-gateway-cloud",
+            received={"detect.out": Flow(messages=10, rows=12)},
+            emitted={"detect.out": Flow(messages=6, rows=7)},
+            passed=7,
+            dropped={"spool-full": 3},
+            held=2,
+            spooled={
+                "detect.out": Spooled(
+                    readers=["store", "show"],
+                    taken=Flow(messages=10, rows=12),
+                    given=Flow(messages=6, rows=7),
+                    dropped={"spool-full": Flow(messages=2, rows=3)},
+                    held=Flow(messages=2, rows=2),
+                    disk=4096,
+                )
+            },
         )
     ),
     "end-1": _message(End(messages=17)),
