@@ -126,6 +126,11 @@ class Outputs:
         return not any(window.kept for window in self._windows.values()) and not self._receipts
 
     @property
+    def only_end(self) -> bool:
+        """Consumers are done with everything but the end of the stream."""
+        return not self._receipts and all(kept.final for window in self._windows.values() for kept in window.kept)
+
+    @property
     def releasable(self) -> bool:
         """The durable outbox holds rows that are done and may be forgotten."""
         return self._durable and self._released != {name: window.floor for name, window in self._windows.items()}

@@ -81,6 +81,9 @@ class OperatorRuntime(Runtime):
                 operator.finish(emit)
                 self._book(self._final, 0, emit, held)
                 await self._finish(emit)
+        else:
+            async with self._whole():
+                await self._end_again()
 
     async def _process(self, edge: str, items: list[Item]) -> None:
         step, held, began = Step(), self.operator.held(), time.time_ns()

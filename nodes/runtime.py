@@ -177,6 +177,7 @@ class Runtime(ABC):
         """Take no new input; leave when everything taken is done, keeping the state."""
         self._stopping.set()
         self._ending.set()
+        self._idle.set()
         if self._ready:
             self.inputs.wake()
 
@@ -284,6 +285,12 @@ class Runtime(ABC):
         self._finished = True
         await self._deliver(step, Emit())
 
+    async def _end_again(self) -> None:
+        """We had finished before we were started again: those who read us may not have heard of the end."""
+        self.outputs.end(self._final.mark, self._sent)
+        self._finished = True
+        await self._deliver(self._final, Emit())
+
     def _progress(self) -> None:
         """More is acknowledged: steps at the front that are complete can be booked."""
         steps, moved = self._steps, False
@@ -295,8 +302,15 @@ class Runtime(ABC):
         self._moved.set()
 
     async def _settled(self) -> None:
-        """Wait until every step is booked and committed, and every answer is done."""
+        """Wait until every step is booked and committed, and every answer is done.
+
+        Being stopped, not for the end of the stream alone: its consumer may not be done with that for long (a spool), and
+        it is sent again by the next run.
+        """
         while self._steps or self._done or self._committing or not self.outputs.idle:
+            only_end = [*self._steps] == [self._final] or (self.stateful and self.outputs.only_end)
+            if self._stopping.is_set() and self._finished and only_end and not self._done and not self._committing:
+                return
             self._idle.clear()
             await self._idle.wait()
 
@@ -377,7 +391,7 @@ class Runtime(ABC):
             for name, edge in self.inputs.edges.items()
             if edge.remote
         }
-        if self._finished:
+        if any(step is self._final for step in steps):  # not before: whoever is started again sends the end again
             values["ended"] = list(self.inputs.edges)
         self.snapshot(values)
         staged = self.outputs.take_staged() if self.stateful else None

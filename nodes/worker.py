@@ -135,17 +135,19 @@ def _bus(assignment: Assignment, spec: NodeSpec, nodes: Mapping[str, Runtime], s
 
 async def work(assignment: Assignment, report: Reporter) -> None:
     """Run all nodes of the assignment; returns when all have left."""
-    local: Bus | None = None
+    within: dict[str, Bus] = {}
     if any(edge.carrier == "local" for spec in assignment.nodes for edge in spec.inputs):
         from broker.local import LocalBus
         from broker.local_hub import Hub
 
-        local = LocalBus(Hub())
-        await local.open()
+        hub = Hub()
+        for spec in assignment.nodes:  # each its own: a publication that waits for room holds up the others of its bus
+            within[spec.name] = LocalBus(hub)
+            await within[spec.name].open()
     nodes: dict[str, Runtime] = {}
     for spec in assignment.nodes:
         with _blame(spec.name):
-            node = nodes[spec.name] = build(assignment, spec, local, nodes, report)
+            node = nodes[spec.name] = build(assignment, spec, within.get(spec.name), nodes, report)
             for consumer in assignment.left:
                 node.left(consumer)
     preparing = asyncio.create_task(_prepare(nodes))
@@ -165,8 +167,8 @@ async def work(assignment: Assignment, report: Reporter) -> None:
         for task in (listener, *running):
             task.cancel()
         await asyncio.gather(listener, *running, return_exceptions=True)
-    if local is not None:
-        await local.close()
+    for bus in within.values():
+        await bus.close()
 
 
 def _settle_memory() -> None:
