@@ -40,6 +40,9 @@ class Options(BaseModel):
         """Body types that may come in; None: any. Sources answer the empty set."""
         return None
 
+    def forget(self, context: Context) -> None:
+        """Remove what the node keeps outside of its state folder (``penstock run --fresh``)."""
+
     @classmethod
     def shorthand(cls, value: Any) -> Any:
         """What a bare value stands for (``{resize: [96, 96]}``), as the map of fields; as it is where there is none."""

@@ -96,7 +96,7 @@ class OperatorRuntime(Runtime):
                 emit = await self._one_by_one(messages, edge, error)
             self._measure(items, began, time.time_ns())
             if self._marked:
-                emit.sent = [(port, _mark(message, edge)) for port, message in emit.sent]
+                emit.sent = [(port, mark(message, edge)) for port, message in emit.sent]
             for message, reason, detail in emit.dead:
                 self._bury(message, reason, detail, edge)
         self._book(step, sum(message.rows for message in messages), emit, held)
@@ -160,7 +160,7 @@ class OperatorRuntime(Runtime):
             entry.passed += left - (self.operator.held() - held)
 
 
-def _mark(message: Message, edge: str) -> Message:
+def mark(message: Message, edge: str) -> Message:
     """The same message with the edge in its identity: two inputs may both bring one origin's identities."""
     ident = f"{message.id}@{edge.removesuffix('.out')}"
     return Message(ident, message.source, message.time, message.body, message.trace, message.born)
@@ -290,14 +290,11 @@ class SinkRuntime(Runtime):
         given = messages = self._admit(items, step)
         edges = {id(item.message): item.edge for item in items}
         if any(edge.spec.marked for edge in self.inputs.edges.values()):
-            messages = [_mark(m, edge.name) if (edge := edges[id(m)]).spec.marked else m for m in given]
+            messages = [mark(m, edge.name) if (edge := edges[id(m)]).spec.marked else m for m in given]
         if messages:
-            rejected: Sequence[tuple[int, str]] = ()
-            try:
-                if not await self._patiently(lambda: self.sink.write(messages)):
-                    return False
-            except RejectedError as error:
-                rejected = error.rejected
+            rejected = await self._write_out(messages)
+            if rejected is None:
+                return False
             for index, reason in rejected:
                 step.entry.bury("rejected", messages[index].rows)
                 self._bury(given[index], "rejected", reason, edges[id(given[index])].name)
@@ -305,6 +302,13 @@ class SinkRuntime(Runtime):
             self._measure(items, began, time.time_ns())
         await self._deliver(step, Emit())
         return True
+
+    async def _write_out(self, messages: Sequence[Message]) -> Sequence[tuple[int, str]] | None:
+        """Write them, however long that takes; (index, reason) of those that are refused. None: we were stopped meanwhile."""
+        try:
+            return () if await self._patiently(lambda: self.sink.write(messages)) else None
+        except RejectedError as error:
+            return error.rejected
 
     async def _patiently(self, act: Any) -> bool:
         """Do it until the far end lets us; False when we were stopped meanwhile (nothing is acknowledged then)."""

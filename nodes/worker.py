@@ -81,7 +81,8 @@ def build(
             for name, broker in assignment.brokers.items()
         },
     )
-    body = kind.build(kind.Config.model_validate(spec.config), context)
+    config = kind.Config.model_validate(spec.config)
+    body = kind.build(config, context)
     pauses = any(e.carrier != "local" and not e.safe and e.overflow == "block" for e in spec.inputs)
     links = Links(
         bus=_bus(assignment, spec, nodes, "", will=True) if spec.broker else None,
@@ -94,6 +95,10 @@ def build(
             return OperatorRuntime(assignment.topology, spec, state, links, body)
         case Source():
             return SourceRuntime(assignment.topology, spec, state, links, body)
+        case Sink() if getattr(config, "spool", None) is not None:
+            from nodes.spooling import SpoolingRuntime
+
+            return SpoolingRuntime(assignment.topology, spec, state, links, body, config.spool, config.folder(context))
         case Sink():
             return SinkRuntime(assignment.topology, spec, state, links, body)
         case _:
