@@ -196,7 +196,9 @@ class Spool(Store):
         many were not under way before.
         """
         first, last = min(first, last), max(first, last)
-        return sum(segment.take(first, last) for segment in self._segments)
+        taken = sum(segment.take(first, last) for segment in self._segments)
+        self._waiting -= taken
+        return taken
 
     def remove(self, first: int, last: int) -> int:
         """Messages ``first`` to ``last`` were delivered; those of them that are still here are taken out. Gives how many."""

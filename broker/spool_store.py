@@ -43,6 +43,7 @@ class Store:
         self._used = 0
         self._next = 1
         self._kept = [0, 0, 0]
+        self._waiting = 0
         self._stale = False  # the disk did not take a note
         self._compact_at = _COMPACT
         self._notes = Notes(folder, _COUNTERS)
@@ -65,8 +66,8 @@ class Store:
 
     @property
     def waiting(self) -> int:
-        """Messages kept that are not under way."""
-        return self._kept[0] - sum(segment.taken for segment in self._segments)
+        """Messages kept that are not under way. May be asked by another thread, as may the figures."""
+        return self._waiting
 
     @property
     def last(self) -> int:
@@ -149,6 +150,7 @@ class Store:
         self._kept[1] += size - FRAME * len(frames)
         self._kept[2] += sum(map(segment.weight_of, range(self._next, self._next + len(frames))))
         self._next += len(frames)
+        self._waiting += len(frames)
 
     def _delete(self, segment: Segment) -> None:
         self._segments.remove(segment)
@@ -172,7 +174,9 @@ class Store:
         gone, last = 0, min(last, self._next - 1)
         touched = [s for s in self._segments if s.first <= last and s.last >= first]
         for segment in touched:
+            taken = segment.taken
             messages, size, weight = segment.forget(first, last)
+            self._waiting -= messages - (taken - segment.taken)
             self._kept[0] -= messages
             self._kept[1] -= size
             self._kept[2] -= weight
@@ -229,6 +233,7 @@ class Store:
         for segment in self._segments:
             self._used += segment.size
             self._kept[0] += segment.live
+            self._waiting += segment.live
             self._kept[1] += sum(map(segment.bytes_of, segment.wanted()))
             self._kept[2] += sum(map(segment.weight_of, segment.wanted()))
         accounted = self._kept[0] + counters[DELIVERED] + counters[EVICTED] + counters[DAMAGED]

@@ -49,6 +49,7 @@ def books_balance(spool: Spool) -> None:
     f = spool.figures
     assert f.stored == f.kept.messages + f.removed.messages + f.evicted.messages + f.damaged
     assert f.disk == on_disk(spool.folder) <= spool.budget
+    assert spool.waiting == sum(1 for _ in spool._wanted(None))
 
 
 def test_in_order_and_across_restarts(tmp_path: Path) -> None:
