@@ -1,8 +1,8 @@
 """The files of a spool: segments of framed records, and the small file that says what of them is gone.
 
-A record is ``length (u32) | CRC-32 (u32) | topic length (u16) | topic | payload``, little endian; the length counts what
-follows the checksum, and the checksum is seeded with the record's number, so that neither zeros nor old blocks of a file
-system pass for a record. A segment's name is the number of its first record.
+A record is ``length (u32) | CRC-32 (u32) | weight (u32) | topic length (u16) | topic | payload``, little endian; the length
+counts what follows the checksum, and the checksum is seeded with the record's number, so that neither zeros nor old blocks of a
+file system pass for a record. A segment's name is the number of its first record.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-_HEAD = struct.Struct("<IIH")
-_NOTE = struct.Struct("<9Q")
+_HEAD = struct.Struct("<IIIH")
+_NOTE = struct.Struct("<13Q")
 FRAME = _HEAD.size
 """Bytes that a record has beside topic and payload."""
+NOTE = _NOTE.size + 4
+"""Bytes of a note."""
+GONE, WANTED, TAKEN = 0, 1, 2
+"""What a record is: not here any more; to be read; here, but under way, so that it is not read again."""
 
 
-def frame(number: int, topic: bytes, payload: bytes | memoryview) -> bytes:
+def frame(number: int, topic: bytes, payload: bytes | memoryview, weight: int = 1) -> bytes:
     """A record as it lies on the disk."""
-    body = b"".join((len(topic).to_bytes(2, "little"), topic, payload))
+    body = b"".join((weight.to_bytes(4, "little"), len(topic).to_bytes(2, "little"), topic, payload))
     return b"".join((len(body).to_bytes(4, "little"), _crc(body, number).to_bytes(4, "little"), body))
 
 
@@ -34,7 +38,8 @@ class Segment:
     """One file: records ``first``, ``first + 1``, …; which of them are still wanted.
 
     :ivar size: bytes of the file that hold whole records.
-    :ivar live: records still wanted.
+    :ivar live: records that are here: wanted, or taken.
+    :ivar taken: those of them that are under way.
     """
 
     def __init__(self, folder: Path, first: int) -> None:
@@ -42,7 +47,9 @@ class Segment:
         self.first = first
         self.size = 0
         self.live = 0
+        self.taken = 0
         self._starts = array("Q")
+        self._weights = array("I")
         self._alive = bytearray()
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
@@ -56,12 +63,13 @@ class Segment:
         data = memoryview(Path(self.path).read_bytes())
         at, end = 0, len(data)
         while at + FRAME <= end:
-            length, crc, topic = _HEAD.unpack_from(data, at)
+            length, crc, weight, topic = _HEAD.unpack_from(data, at)
             stop = at + 8 + length
-            if length < 2 + topic or stop > end or _crc(data[at + 8 : stop], self.last + 1) != crc:
+            if length < FRAME - 8 + topic or stop > end or _crc(data[at + 8 : stop], self.last + 1) != crc:
                 break
             self._starts.append(at)
-            self._alive.append(1)
+            self._weights.append(weight)
+            self._alive.append(WANTED)
             at = stop
         self.size = at
         self.live = len(self._alive)
@@ -85,8 +93,9 @@ class Segment:
             raise
         for each in frames:
             self._starts.append(self.size)
+            self._weights.append(int.from_bytes(each[8:12], "little"))
             self.size += len(each)
-        self._alive += b"\x01" * len(frames)
+        self._alive += bytes([WANTED]) * len(frames)
         self.live += len(frames)
 
     def sync(self) -> None:
@@ -103,7 +112,7 @@ class Segment:
         data = os.pread(self._fd, stop - self._starts[i], self._starts[i])
         if len(data) != stop - self._starts[i]:
             return None
-        _, crc, topic = _HEAD.unpack_from(data)
+        _, crc, _, topic = _HEAD.unpack_from(data)
         if _crc(memoryview(data)[8:], number) != crc:
             return None
         return data[FRAME : FRAME + topic].decode(), data[FRAME + topic :]
@@ -113,35 +122,52 @@ class Segment:
         i = number - self.first
         return (self._starts[i + 1] if i + 1 < len(self._starts) else self.size) - self._starts[i] - FRAME
 
+    def weight_of(self, number: int) -> int:
+        """What the writer counts a record as."""
+        return self._weights[number - self.first]
+
     def wanted(self, *, newest: bool = False, beyond: int | None = None) -> Iterator[int]:
-        """Numbers of the records still wanted, in order; ``beyond``: only those after it (before it, if ``newest``)."""
+        """Numbers of the records to be read, in order; ``beyond``: only those after it (before it, if ``newest``)."""
         alive = self._alive
         if newest:
             i = len(alive) if beyond is None else max(0, min(len(alive), beyond - self.first))
-            while (i := alive.rfind(1, 0, i)) >= 0:
+            while (i := alive.rfind(WANTED, 0, i)) >= 0:
                 yield self.first + i
             return
         i = -1 if beyond is None else max(-1, beyond - self.first)
-        while (i := alive.find(1, i + 1)) >= 0:
+        while (i := alive.find(WANTED, i + 1)) >= 0:
             yield self.first + i
 
-    def forget(self, first: int, last: int) -> tuple[int, int]:
-        """Records ``first`` to ``last`` are not wanted any more; gives how many were, and their bytes."""
-        a, b = max(first, self.first), min(last, self.last) + 1
-        if a >= b:
-            return 0, 0
-        gone = [n for n in range(a, b) if self._alive[n - self.first]]
-        size = sum(map(self.bytes_of, gone))
-        self._alive[a - self.first : b - self.first] = bytes(b - a)
+    def take(self, first: int, last: int) -> int:
+        """Records ``first`` to ``last`` are under way; gives how many that are now and were not."""
+        a, b = self._within(first, last)
+        taken = self._alive.count(WANTED, a, b)
+        self._alive[a:b] = self._alive[a:b].replace(bytes([WANTED]), bytes([TAKEN]))
+        self.taken += taken
+        return taken
+
+    def forget(self, first: int, last: int) -> tuple[int, int, int]:
+        """Records ``first`` to ``last`` are not wanted any more; gives how many were here, their bytes and their weight."""
+        a, b = self._within(first, last)
+        gone = [i for i in range(a, b) if self._alive[i]]
+        size = sum(self.bytes_of(self.first + i) for i in gone)
+        weight = sum(self._weights[i] for i in gone)
+        self.taken -= self._alive.count(TAKEN, a, b)
+        self._alive[a:b] = bytes(b - a)
         self.live -= len(gone)
-        return len(gone), size
+        return len(gone), size, weight
+
+    def _within(self, first: int, last: int) -> tuple[int, int]:
+        """The part of a run that is in this file, as a slice."""
+        a = max(first, self.first) - self.first
+        return a, max(a, min(last, self.last) + 1 - self.first)
 
     def holes(self) -> Iterator[tuple[int, int]]:
         """Runs of records that are gone."""
         alive, i = self._alive, 0
-        while (i := alive.find(0, i)) >= 0:
-            stop = alive.find(1, i)
-            stop = len(alive) if stop < 0 else stop
+        while (i := alive.find(GONE, i)) >= 0:
+            here = [at for state in (WANTED, TAKEN) if (at := alive.find(state, i)) >= 0]
+            stop = min(here, default=len(alive))
             yield self.first + i, self.first + stop - 1
             i = stop
 
@@ -218,6 +244,13 @@ class Notes:
             raise
         os.close(self._fd)
         self._fd, self.size = fd, len(data)
+
+    def sync(self) -> None:
+        """Have them on the disk.
+
+        :raises OSError: the disk is full or away.
+        """
+        os.fdatasync(self._fd)
 
     def _pack(self, runs: Iterable[tuple[int, int]]) -> bytes:
         bodies = [_NOTE.pack(first, last, *self.counters) for first, last in runs]

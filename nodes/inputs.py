@@ -410,6 +410,12 @@ class Inputs:
         self.repeated[item.edge.name] = self.repeated.get(item.edge.name, 0) + 1
         return False
 
+    def knows(self, item: Item) -> bool:
+        """Whether :meth:`is_new` would say no; remembers nothing."""
+        if item.again:
+            return item.message.id in item.edge.replayed
+        return item.edge.spec.safe and not item.foreign and item.message.id in item.edge.ids
+
     def _take(self, edge: Edge, batch: Sequence[Delivery], *, again: bool = False) -> None:
         now, first = time.time_ns(), edge.streams[0]
         if not edge.remote and not again:

@@ -47,6 +47,9 @@ class Options(BaseModel):
         """Why several replicas of it, each with a part of the sources, would not do what one does; None: they would."""
         return None
 
+    def forget(self, context: Context) -> None:
+        """Remove what the node keeps outside of its state folder (``penstock run --fresh``)."""
+
     @classmethod
     def shorthand(cls, value: Any) -> Any:
         """What a bare value stands for (``{resize: [96, 96]}``), as the map of fields; as it is where there is none."""

@@ -122,6 +122,11 @@ class Outputs:
         )
 
     @property
+    def only_end(self) -> bool:
+        """Consumers are done with everything but the end of the stream."""
+        return not self._receipts and all(kept.final for c in self._channels.values() for kept in c.window.kept)
+
+    @property
     def releasable(self) -> bool:
         """The durable outbox holds rows that are done and may be forgotten."""
         return self._durable and any(c.released != c.window.floor for c in self._channels.values())

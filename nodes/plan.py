@@ -341,7 +341,8 @@ def _inner(model: type[Options], raw: Any) -> dict[tuple[str | int, ...], type[O
     if not isinstance(raw, dict):
         return {}
     if issubclass(model, VariantConfig):
-        return _option_model((), model.family, raw.get(model.family))
+        name = raw.get(model.family)
+        return {(): model.together(name)} if isinstance(name, str) and name in kinds.names(model.family) else {}
     found: dict[tuple[str | int, ...], type[Options]] = {}
     steps = raw.get("steps")
     for i, step in enumerate(steps if isinstance(steps, list) else ()):

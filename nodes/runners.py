@@ -82,6 +82,9 @@ class OperatorRuntime(Runtime):
                 operator.finish(emit)
                 self._book(self._final, 0, emit, held)
                 await self._finish(emit)
+        else:
+            async with self._whole():
+                await self._end_again()
 
     async def _process(self, edge: str, items: list[Item]) -> None:
         step, held, began = Step(), self.operator.held(), time.time_ns()
@@ -94,7 +97,7 @@ class OperatorRuntime(Runtime):
                 emit = await self._one_by_one(messages, edge, error)
             self._measure(items, began, time.time_ns())
             if self._marked:
-                emit.sent = [(port, _mark(message, edge)) for port, message in emit.sent]
+                emit.sent = [(port, mark(message, edge)) for port, message in emit.sent]
             for message, reason, detail in emit.dead:
                 self._bury(message, reason, detail, edge)
         for time_ in step.progress.values():
@@ -162,7 +165,7 @@ class OperatorRuntime(Runtime):
             entry.passed += left - (self.operator.held() - held)
 
 
-def _mark(message: Message, edge: str) -> Message:
+def mark(message: Message, edge: str) -> Message:
     """The same message with the edge in its identity: two inputs may both bring one origin's identities."""
     ident = f"{message.id}@{edge.removesuffix('.out')}"
     return Message(ident, message.source, message.time, message.body, message.trace, message.born)
@@ -198,7 +201,9 @@ class SourceRuntime(Runtime):
         await self.source.settled(position[0])
 
     async def work(self) -> None:
-        if self.journal.get("finished"):  # its end is in the outbox
+        if self.journal.get("finished"):
+            async with self._whole():
+                await self._end_again()
             return
         pump = asyncio.create_task(self._pump())
         ending = asyncio.create_task(self._ending.wait())
@@ -297,14 +302,11 @@ class SinkRuntime(Runtime):
         given = messages = self._admit(items, step)
         edges = {id(item.message): item.edge for item in items}
         if any(edge.spec.marked for edge in self.inputs.edges.values()):
-            messages = [_mark(m, edge.name) if (edge := edges[id(m)]).spec.marked else m for m in given]
+            messages = [mark(m, edge.name) if (edge := edges[id(m)]).spec.marked else m for m in given]
         if messages:
-            rejected: Sequence[tuple[int, str]] = ()
-            try:
-                if not await self._patiently(lambda: self.sink.write(messages)):
-                    return False
-            except RejectedError as error:
-                rejected = error.rejected
+            rejected = await self._write_out(messages)
+            if rejected is None:
+                return False
             for index, reason in rejected:
                 step.entry.bury("rejected", messages[index].rows)
                 self._bury(given[index], "rejected", reason, edges[id(given[index])].name)
@@ -312,6 +314,13 @@ class SinkRuntime(Runtime):
             self._measure(items, began, time.time_ns())
         await self._deliver(step, Emit())
         return True
+
+    async def _write_out(self, messages: Sequence[Message]) -> Sequence[tuple[int, str]] | None:
+        """Write them, however long that takes; (index, reason) of those that are refused. None: we were stopped meanwhile."""
+        try:
+            return () if await self._patiently(lambda: self.sink.write(messages)) else None
+        except RejectedError as error:
+            return error.rejected
 
     async def _patiently(self, act: Any) -> bool:
         """Do it until the far end lets us; False when we were stopped meanwhile (nothing is acknowledged then)."""

@@ -192,6 +192,7 @@ class Runtime(ABC):
         """Take no new input; leave when everything taken is done, keeping the state."""
         self._stopping.set()
         self._ending.set()
+        self._idle.set()
         if self._ready:
             self.inputs.wake()
 
@@ -317,6 +318,15 @@ class Runtime(ABC):
         self._finished = True
         await self._deliver(step, Emit())
 
+    async def _end_again(self) -> None:
+        """We had finished before we were started again: those who read us may not have heard of the end."""
+        if self.stateful:  # the end is in the outbox
+            self._finished = True
+            return
+        self.outputs.end(self._final.mark, self._sent)
+        self._finished = True
+        await self._deliver(self._final, Emit())
+
     def _progress(self) -> None:
         """More is acknowledged: steps at the front that are complete can be booked."""
         steps, moved = self._steps, False
@@ -328,8 +338,15 @@ class Runtime(ABC):
         self._moved.set()
 
     async def _settled(self) -> None:
-        """Wait until every step is booked and committed, and every answer is done."""
+        """Wait until every step is booked and committed, and every answer is done.
+
+        Being stopped, not for the end of the stream alone: its consumer may not be done with that for long (a spool), and
+        it is sent again by the next run.
+        """
         while self._steps or self._done or self._committing or not self.outputs.idle:
+            only_end = [*self._steps] == [self._final] or (self.stateful and self.outputs.only_end)
+            if self._stopping.is_set() and self._finished and only_end and not self._done and not self._committing:
+                return
             self._idle.clear()
             await self._idle.wait()
 
@@ -414,7 +431,7 @@ class Runtime(ABC):
         }
         if any(edge.spec.merged for edge in self.inputs.edges.values()):
             values["marks"] = self._marks
-        if self._finished:
+        if any(step is self._final for step in steps):  # not before: whoever is started again sends the end again
             values["ended"] = list(self.inputs.streams)
             values["finished"] = True
         self.snapshot(values)

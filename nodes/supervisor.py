@@ -184,9 +184,11 @@ class Supervisor:
         """Remove what earlier runs kept, journals and nodes' folders; called before :meth:`run`."""
         self._hold()
         try:
-            for name in self.views:
-                Journal.erase(self._state / f"{name}.journal")
-                shutil.rmtree(self._state / name, ignore_errors=True)
+            for node in (node for nodes in self._processes.values() for node in nodes):
+                Journal.erase(self._state / f"{node.name}.journal")
+                shutil.rmtree(self._state / node.name, ignore_errors=True)
+                if isinstance(node, PlannedNode):
+                    node.config.forget(node.context)
         finally:
             self._release()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self, cast
 
-from pydantic import ConfigDict, GetJsonSchemaHandler, PrivateAttr, model_validator
+from pydantic import ConfigDict, GetJsonSchemaHandler, PrivateAttr, create_model, model_validator
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, ValidationError
 
@@ -57,6 +58,16 @@ class VariantConfig(Options):
         """The options of the kind that was chosen."""
         return self._options
 
+    @classmethod
+    def together(cls, name: str) -> type[Options]:
+        """The options of one kind together with those that stand beside all kinds of the family, as one model."""
+        fields: dict[str, Any] = {key: (info.annotation, info) for key, info in cls._common().items()}
+        return create_model(name, __base__=cast("type[Options]", kinds.module(cls.family, name).Config), **fields)
+
+    @classmethod
+    def _common(cls) -> dict[str, FieldInfo]:
+        return {key: info for key, info in cls.model_fields.items() if key != cls.family}
+
     def check(self, context: Context) -> None:
         self._options.check(context)
 
@@ -79,6 +90,7 @@ class VariantConfig(Options):
         del core
         alternatives = []
         for name, options in variants(cls.family).items():
+            options = cls.together(name) if cls._common() else options
             schema = handler.resolve_ref_schema(handler(options.__pydantic_core_schema__))
             chosen = {cls.family: {"const": name, "title": cls.family.capitalize()}}
             alternatives.append(

@@ -84,7 +84,8 @@ def build(
             for name, broker in assignment.brokers.items()
         },
     )
-    body = kind.build(kind.Config.model_validate(spec.config), context)
+    config = kind.Config.model_validate(spec.config)
+    body = kind.build(config, context)
     pauses = any(e.carrier != "local" and not e.safe and e.overflow == "block" for e in spec.inputs)
     links = Links(
         bus=_bus(assignment, spec, nodes, "", will=True) if spec.broker else None,
@@ -97,6 +98,10 @@ def build(
             return OperatorRuntime(assignment.topology, spec, state, links, body)
         case Source():
             return SourceRuntime(assignment.topology, spec, state, links, body)
+        case Sink() if getattr(config, "spool", None) is not None:
+            from nodes.spooling import SpoolingRuntime
+
+            return SpoolingRuntime(assignment.topology, spec, state, links, body, config.spool, config.folder(context))
         case Sink():
             return SinkRuntime(assignment.topology, spec, state, links, body)
         case _:
@@ -143,17 +148,19 @@ def _bus(
 
 async def work(assignment: Assignment, report: Reporter) -> None:
     """Run all nodes of the assignment; returns when all have left."""
-    local: Bus | None = None
+    within: dict[str, Bus] = {}
     if any(edge.carrier == "local" for spec in assignment.nodes for edge in spec.inputs):
         from broker.local import LocalBus
         from broker.local_hub import Hub
 
-        local = LocalBus(Hub())
-        await local.open()
+        hub = Hub()
+        for spec in assignment.nodes:  # each its own: a publication that waits for room holds up the others of its bus
+            within[spec.name] = LocalBus(hub)
+            await within[spec.name].open()
     nodes: dict[str, Runtime | Relay] = {}
     for spec in assignment.nodes:
         with _blame(spec.name):
-            node = nodes[spec.name] = build(assignment, spec, local, nodes, report)
+            node = nodes[spec.name] = build(assignment, spec, within.get(spec.name), nodes, report)
             for consumer in assignment.left:
                 node.left(consumer)
     for relay in assignment.relays:
@@ -180,8 +187,8 @@ async def work(assignment: Assignment, report: Reporter) -> None:
         for task in (listener, *running):
             task.cancel()
         await asyncio.gather(listener, *running, return_exceptions=True)
-    if local is not None:
-        await local.close()
+    for bus in within.values():
+        await bus.close()
 
 
 def _settle_memory() -> None:

@@ -153,3 +153,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_more_messages_than_queues_hold_go_through_one_process(tmp_path: Path) -> None:
+    """While one node of a process waits for room, the others send on: none waits for itself."""
+    lines = ["time,device,value", *(f"{1_700_000_000 + i},d{i % 3},{i}" for i in range(4000))]
+    (tmp_path / "meter.csv").write_text("\n".join(lines) + "\n")
+    path = tmp_path / "same.yaml"
+    path.write_text("""
+topology: same
+nodes:
+  meter: {ingest: {source: csv, path: meter.csv, device_column: device, time: time, batch: 1}, process: all}
+  clean: {preprocess: {steps: [{filter: value >= 0}]}, from: meter, process: all}
+  means: {aggregate: {window: 10s, by: source, fields: {n: count()}}, from: clean, process: all}
+  store: {uplink: {sink: sqlite, path: out.sqlite, table: n}, from: [means, meter], process: all}
+""")
+    outcome = run(path)
+    assert outcome.complete
+    assert outcome.findings == []
+    assert rows(tmp_path / "out.sqlite", "SELECT sum(n), count(*) FROM n") == [(4000, 4000 + 1200)]

@@ -352,6 +352,52 @@ CASES: list[tuple[str, str | bytes, str]] = [
     ("unknown sink", uplink("sink: sqllite, path: x.db"), "4:22: unknown sink 'sqllite'; did you mean 'sqlite'?"),
     ("sink without its path", uplink("sink: jsonl"), "4:7: the key 'path' is missing"),
     (
+        "spool of a wrong unit",
+        uplink("sink: stdout, spool: 20 parsecs"),
+        "4:37: expected a size with a unit (B, kB, KB, MB, GB, KiB, MiB, GiB), e.g. 20MB, got '20 parsecs'",
+    ),
+    ("spool that is too small", uplink("sink: stdout, spool: 5kB"), "4:37: expected at least 128KiB, got 5000 bytes"),
+    (
+        "spool that is too small, in the map",
+        uplink("sink: stdout, spool: {overflow: block, size: 5kB}"),
+        "4:61: expected at least 128KiB, got 5000 bytes",
+    ),
+    (
+        "spool of true",
+        uplink("sink: stdout, spool: true"),
+        "4:37: expected a size, e.g. 20MB, or a map, got true",
+    ),
+    ("spool without a size", uplink("sink: stdout, spool: {rate: 5/s}"), "4:30: the key 'size' is missing"),
+    ("spool of nothing", uplink("sink: stdout, spool: "), "4:36: the key 'size' is missing"),
+    ("typo in a spool", uplink("sink: stdout, spool: {siez: 20MB}"), "4:38: unknown key 'siez'; did you mean 'size'?"),
+    ("typo in the key spool", uplink("sink: stdout, spol: 20MB"), "4:30: unknown key 'spol'; did you mean 'spool'?"),
+    (
+        "unknown overflow of a spool",
+        uplink("sink: stdout, spool: {size: 20MB, overflow: drop-odlest}"),
+        "4:60: expected 'drop-oldest', 'drop-newest' or 'block', got 'drop-odlest'; did you mean 'drop-oldest'?",
+    ),
+    (
+        "unknown order of a spool",
+        uplink("sink: stdout, spool: {size: 20MB, order: random}"),
+        "4:57: expected 'oldest' or 'newest', got 'random'",
+    ),
+    (
+        "spool that drains at no rate",
+        uplink("sink: stdout, spool: {size: 20MB, rate: 0/s}"),
+        "4:56: expected a rate per s, min, h, e.g. 30/s, got '0/s'",
+    ),
+    (
+        "spool in a file",
+        uplink("sink: stdout, spool: {size: 20MB, path: table.csv}"),
+        "4:56: expected a folder, and {base}/table.csv is a file",
+    ),
+    (
+        "spool of a source",
+        NODES + "  a: {ingest: {source: synthetic, spool: 20MB}, publish: always}\n",
+        "3:35: unknown key 'spool'; known: anomalies, batch, count, device, devices, frames, "
+        "interval, rate, seed, signals, start",
+    ),
+    (
         "http sink of ftp",
         uplink("sink: http, url: 'ftp://h'"),
         "4:33: expected http://host/path or https://host/path, got 'ftp://h'",
