@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from brokers import KINDS, Broker, free_port, started
 from harness import run, until
-from relay_site import EDGE, RELAY, advance, at, books, site, stored
+from relay_site import EDGE, RELAY, advance, at, books, kept, site, stored
 
 from broker.connect import connect
+from nodes import relay_books
 from nodes.cli import main
 from nodes.plan import prepare
 from nodes.supervisor import Outcome, Supervisor
@@ -38,16 +39,21 @@ def host(path: Path, name: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=out, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a supervisor and everything that it started: as if the machine had lost its power."""
+def family(pid: int) -> list[int]:
+    """A process and everything that it started."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    doomed = [process.pid]
-    for pid in doomed:
-        doomed += [child for child, parent in parents.items() if parent == pid]
-    for pid in doomed:
+    out = [pid]
+    for each in out:
+        out += [child for child, parent in parents.items() if parent == each]
+    return out
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a supervisor and everything that it started: as if the machine had lost its power."""
+    for pid in family(process.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
@@ -247,6 +253,28 @@ def test_forwarding_relays_of_two_sites_dial_out_to_one_broker(tmp_path: Path) -
     assert outcome.complete
     assert outcome.findings == []
     assert sorted(stored(tmp_path)) == sorted([*range(500), *range(500)])
+
+
+def test_workers_whose_supervisor_was_killed_leave_though_they_cannot_finish(tmp_path: Path) -> None:
+    """The source waits for the relay, whose spool is full; the next run's relay needs the spool, and the source its file."""
+
+    async def go() -> None:
+        gateway = host(path, "gateway")
+        try:
+            pid = await pid_of_relay(below)
+            folder = tmp_path / "state-gateway" / RELAY
+            await until(lambda: kept(relay_books.left(folder, RELAY)).disk > 100_000)
+            workers = family(gateway.pid)[1:]
+            assert pid in workers
+            gateway.kill()
+            gateway.wait()
+            await until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), within=40)
+        finally:
+            kill_all(gateway)
+
+    with started("embedded", tmp_path / "below") as below:
+        path = site(tmp_path, 5000, below=at(below.port), above=at(free_port()), relay="spool: 131072")
+        asyncio.run(go())
 
 
 @pytest.mark.parametrize("relay", ["", ", relay: {spool: 20MB}"], ids=["forwards", "keeps"])
