@@ -215,6 +215,11 @@ def main() -> int:
     given = parser.parse_args()
     if given.seconds <= 0 or given.window <= 0 or (given.maximum is not None and given.maximum <= 0):
         parser.error("--seconds, --window and --maximum must be greater than 0")
+    for file in (given.output, given.picture):
+        try:
+            file.touch()  # said now, not after ten minutes
+        except OSError as error:
+            parser.error(f"{file}: {error.strerror}")
     log.send_to(log.structured("error"))
     where = machine()
     print(f"{where['cpu']}, {where['cores']} cores, Python {where['python']}; broker {given.broker}")

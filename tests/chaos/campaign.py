@@ -339,7 +339,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="the result for programs")
     parser.add_argument("--keep", type=Path, help="leave the files there")
     given = parser.parse_args()
-    if given.minutes <= 0 or (given.within or 1) <= 0 or (given.readings is not None and given.readings <= 0):
+    if (
+        given.minutes <= 0
+        or (given.within is not None and given.within <= 0)
+        or (given.readings is not None and given.readings <= 0)
+    ):
         parser.error("--minutes, --within and --readings must be greater than 0")
     chosen = given.broker or (["embedded"] if given.smoke else ["embedded", "mosquitto"])
     installed = [name for name in chosen if KINDS[name].found() is not None]
