@@ -9,7 +9,7 @@ from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 860, 190
 LEFT, RIGHT, TOP, BOTTOM = 70, 120, 34, 26
-COLOURS = ("#2b6cb0", "#c65d07", "#199473", "#9b2c6f", "#7b8794", "#b7791f", "#5a54c4", "#2d3748")
+COLOURS = ("#2b6cb0", "#c65d07", "#199473", "#9b2c6f", "#7b8794", "#e53e3e", "#5a54c4", "#2d3748")
 _STYLE = """
 text{font:12px system-ui,sans-serif;fill:#1f2933}.title{font-size:14px;font-weight:600}.tick{fill:#616e7c;font-size:11px}
 .grid{stroke:#e4e7eb}.curve{fill:none;stroke-width:1.6}

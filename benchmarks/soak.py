@@ -18,7 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.__main__ import machine
 from benchmarks.plot import Panel, picture
@@ -134,21 +134,28 @@ def look(supervisor: Supervisor, state: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-async def soak(folder: Path, broker: str, rate: float, seconds: float, file: Any) -> tuple[Outcome, Series]:
-    """Run at ``rate`` rows a second, and note everything each second."""
-    series: Series = defaultdict(list)
+async def soak(folder: Path, broker: str, rate: float, seconds: float, file: IO[str]) -> Outcome:
+    """Run at ``rate`` rows a second, and note everything each second: in ``file`` only, so that we do not grow ourselves."""
 
     async def watch(supervisor: Supervisor) -> None:
         began = time.monotonic()
         while (at := time.monotonic() - began) < seconds:
             sample = look(supervisor, folder / "state")
-            for process, values in sample.items():
-                for metric, value in values.items():
-                    series[process, metric].append((at, value))
             file.write(json.dumps({"at": round(at, 2), "rows": stored(supervisor), "processes": sample}) + "\n")
             await asyncio.sleep(1.0)
 
-    return await run(folder, broker, rate, watch), series
+    return await run(folder, broker, rate, watch)
+
+
+def read(path: Path) -> Series:
+    """The samples of a soak's file."""
+    series: Series = defaultdict(list)
+    with path.open() as file:
+        for sample in map(json.loads, file):
+            for process, values in sample.get("processes", {}).items():
+                for metric, value in values.items():
+                    series[process, metric].append((sample["at"], value))
+    return series
 
 
 def table(curves: Series) -> list[str]:
@@ -208,6 +215,11 @@ def main() -> int:
     given = parser.parse_args()
     if given.seconds <= 0 or given.window <= 0 or (given.maximum is not None and given.maximum <= 0):
         parser.error("--seconds, --window and --maximum must be greater than 0")
+    for file in (given.output, given.picture):
+        try:
+            file.touch()  # said now, not after ten minutes
+        except OSError as error:
+            parser.error(f"{file}: {error.strerror}")
     log.send_to(log.structured("error"))
     where = machine()
     print(f"{where['cpu']}, {where['cores']} cores, Python {where['python']}; broker {given.broker}")
@@ -220,8 +232,9 @@ def main() -> int:
             return 1
         print(f"maximum {most:,.0f} rows/s; now {most / 2:,.0f} rows/s for {given.seconds:,.0f} s", flush=True)
         file.write(json.dumps({"time": time.time(), **where, "broker": given.broker, "maximum": round(most)}) + "\n")
-        outcome, series = asyncio.run(soak(second, given.broker, most / 2, given.seconds, file))
-        curves = curves_of(series, given.window)
+        outcome = asyncio.run(soak(second, given.broker, most / 2, given.seconds, file))
+        file.flush()
+        curves = curves_of(read(given.output), given.window)
         faults = faults_of(outcome, curves)
         rows = outcome.ledgers["store"].passed
         file.write(json.dumps({"rows": rows, "seconds": round(outcome.seconds, 1), "faults": faults}) + "\n")

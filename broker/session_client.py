@@ -124,6 +124,7 @@ class Client(Bus):
         loop, options = asyncio.get_running_loop(), self.options
         deadline = loop.time() + options.patience
         backoff, silent = Backoff(options.backoff, options.max_backoff, loop.time()), 0
+        refusal: ConnectError | None = None
         while True:
             try:
                 left = options.timeout if first.done() else deadline - loop.time()
@@ -133,8 +134,13 @@ class Client(Bus):
                 pause = backoff.failed(loop.time())
                 tired = error.permanent or (self._impatient and silent >= SILENT) or loop.time() + pause >= deadline
                 if tired and not first.done():
+                    if refusal is not None and not error.permanent and not isinstance(error, SilentError):
+                        error = (
+                            refusal  # the last attempt had little time: no answer says less than what the broker said
+                        )
                     first.set_exception(error)
                     return
+                refusal = error if error.code is not None else refusal
                 options.report("disconnected", str(error))
             else:
                 since = loop.time()

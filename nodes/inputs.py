@@ -178,8 +178,9 @@ class Inputs:
 
     @property
     def queued(self) -> int:
-        """Messages that wait."""
-        return len(self._queue)
+        """Messages that wait, those of ``fast`` edges in their subscriptions too."""
+        waiting = [edge.subscription for edge in self.edges.values() if not edge.spec.safe]
+        return len(self._queue) + sum(each.queued for each in waiting if each is not None)
 
     async def start(self) -> None:
         """Subscribe, and tell the producers that we are here and where we stand."""
@@ -237,6 +238,7 @@ class Inputs:
             if edge.remote and not spec.safe:
                 self._ahead += sum(len(delivery.payload) for delivery in batch)
             self._take(edge, batch)
+            self._arrived.set()  # whoever is to stop waits for what was queued, even if nothing came of it
 
     async def receive_end(self, edge: Edge) -> None:
         """Take the end of a local ``fast`` edge, after all that was sent before it; a task of the runtime's."""

@@ -81,6 +81,22 @@ def test_axes_end_above_the_greatest_value_in_few_steps(most: float) -> None:
     assert 2 <= len(ticks) <= 7
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--seconds", "0"], "must be greater than 0"),
+        (["--output", "nowhere/soak.jsonl"], "nowhere/soak.jsonl: No such file or directory"),
+    ],
+)
+def test_wrong_command_lines(options: list[str], told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.soak", *options]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_short_soak_notes_every_process(tmp_path: Path) -> None:

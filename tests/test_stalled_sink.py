@@ -303,6 +303,42 @@ def test_what_a_full_queue_drops_is_what_its_policy_says_and_is_counted_to_the_r
     assert QUEUE - (overflow == "latest" and carrier == "mqtt") <= len(queued) <= QUEUE
 
 
+@pytest.mark.slow
+def test_what_a_fast_edge_has_queued_is_still_written_when_the_run_is_stopped(tmp_path: Path, far: Far) -> None:
+    path = tmp_path / "stalled.yaml"
+    text = REAL_TIME.format(
+        count=100_000, batch=1, url=far.url, queue=QUEUE, overflow="sample", process="", process_line=""
+    )
+    path.write_text(text)
+    before: list[int] = []
+    stops: list[asyncio.Task[None]] = []
+
+    async def meddle(supervisor: Supervisor) -> None:
+        listener = Listener()
+        await listener.start(supervisor, "stalled/meter/out/#")
+        try:
+            await until(lambda: len(far.keys) > 50)
+            far.go.clear()
+            await until(far.stuck.is_set)
+            before.extend(far.keys)
+            published = listener.messages
+            await until(lambda: listener.messages > published + 10 * QUEUE)
+        finally:
+            listener.stop()
+        stops.append(asyncio.create_task(supervisor.stop()))
+        await until(lambda: supervisor.views["meter"].gone)
+        far.go.set()
+        await asyncio.Event().wait()
+
+    outcome = run(path, meddle=meddle)
+    assert not outcome.complete
+    assert outcome.nodes["store"].restarts == 0
+    got = far.keys
+    queued = got[len(before) + len(far.requests[requests_before(far, len(before))]) :]
+    assert len(queued) == QUEUE
+    assert outcome.ledgers["store"].dropped["queue-full"] > 0
+
+
 def requests_before(far: Far, messages: int) -> int:
     """Index of the request that follows the first so many messages."""
     index = total = 0

@@ -128,6 +128,11 @@ class Proxy:
         self._flow = asyncio.Event()
         self._flow.set()
 
+    @property
+    def links(self) -> int:
+        """Connections that stand."""
+        return len(self._tasks)
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
         self.port = self._server.sockets[0].getsockname()[1]

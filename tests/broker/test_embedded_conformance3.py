@@ -192,7 +192,7 @@ def test_keep_alive(port: int) -> None:
     begin = time.monotonic()
     with Old(port, keep_alive=1) as peer:
         peer.ended()
-    assert 1.2 < time.monotonic() - begin < 5
+    assert 1.2 < time.monotonic() - begin < 20  # mosquitto 2.0 looks some seconds late
 
 
 def test_suback_and_unsuback(port: int) -> None:

@@ -75,6 +75,11 @@ class Behind(Brokers):
             self.proxy = await Proxy(int(url.rpartition(":")[2])).__aenter__()
             self.urls[name] = f"mqtt://127.0.0.1:{self.proxy.port}"
 
+    def _up(self, name: str) -> None:
+        super()._up(name)
+        if self.proxy is not None:  # it was started again: nodes that are too must not go round the proxy
+            self.urls[name] = f"mqtt://127.0.0.1:{self.proxy.port}"
+
     async def stop(self) -> None:
         await super().stop()
         if self.proxy is not None:
@@ -245,6 +250,10 @@ class Campaign:
 
 
 async def _cut(proxy: Proxy, blow: Blow) -> None:
+    try:
+        await until(lambda: proxy.links >= len(NODES), within=30)
+    except TimeoutError:
+        raise TimeoutError(f"a cut would break {proxy.links} of {len(NODES)} links") from None
     if blow.silent:
         proxy.stall()
         await asyncio.sleep(0.3)
@@ -330,7 +339,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="the result for programs")
     parser.add_argument("--keep", type=Path, help="leave the files there")
     given = parser.parse_args()
-    if given.minutes <= 0 or (given.within or 1) <= 0 or (given.readings is not None and given.readings <= 0):
+    if (
+        given.minutes <= 0
+        or (given.within is not None and given.within <= 0)
+        or (given.readings is not None and given.readings <= 0)
+    ):
         parser.error("--minutes, --within and --readings must be greater than 0")
     chosen = given.broker or (["embedded"] if given.smoke else ["embedded", "mosquitto"])
     installed = [name for name in chosen if KINDS[name].found() is not None]
