@@ -33,6 +33,9 @@ from schemas import topics
 from schemas.errors import PenstockError, RunError
 
 _encode = msgspec.json.Encoder().encode
+_ORPHANED = 10.0
+"""Seconds that we take to finish when the supervisor is gone. Nodes that stop all at once may wait for each other for ever; the
+journals are right at any moment."""
 
 
 class Reporter:
@@ -222,6 +225,7 @@ async def _commands(nodes: dict[str, Runtime], preparing: asyncio.Task[None]) ->
         if command.stop:
             preparing.cancel()
         if not line:
+            loop.call_later(_ORPHANED, _exit, 1)
             return
 
 
