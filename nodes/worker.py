@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from nodes.relay import Relay
 
 _encode = msgspec.json.Encoder().encode
-_ORPHAN = 10.0
-"""Seconds that a worker may take to finish when its supervisor has died: as many as that gives it when it stops."""
+_ORPHANED = 10.0
+"""Seconds that we take to finish when the supervisor is gone. Nodes that stop all at once may wait for each other for ever; the
+journals are right at any moment."""
 
 
 class Reporter:
@@ -246,7 +247,7 @@ async def _commands(nodes: Mapping[str, Runtime | Relay], preparing: asyncio.Tas
         if command.stop:
             preparing.cancel()
         if not line:
-            loop.call_later(_ORPHAN, os._exit, 1)  # whoever would have ended us if we do not finish is gone
+            loop.call_later(_ORPHANED, _exit, 1)
             return
 
 

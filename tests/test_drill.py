@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from broker.bus import Publication
+from broker.connect import connect
 from nodes.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -187,3 +190,32 @@ def test_the_list_has_every_fault_and_what_it_strikes(tmp_path: Path, capsys: py
     files = {file.stem.replace("_", "-") for file in folder.glob("*.py") if not file.stem.startswith("_")}
     assert {line.partition(":")[0] for line in out.splitlines() if not line.startswith(" ")} == files
     assert "meter, warm, means, store, report" in out
+
+
+def test_a_broker_that_is_there_is_used_under_another_name_and_left_clean(tmp_path: Path) -> None:
+    serve = [sys.executable, "-m", "broker.embedded", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(serve, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as broker:
+        assert broker.stdout is not None
+        url = json.loads(broker.stdout.readline())["addresses"][0]
+        path = site(tmp_path, LINE.replace("nodes:", f"brokers: {{site: {{url: '{url}'}}}}\nnodes:", 1))
+        code, said = outcome(path, "--fault", "cut-network", "--for", "5s")
+        left = asyncio.run(retained(url))
+        broker.terminate()
+    assert code == 0, said
+    assert [blow["missed"] for blow in said["blows"]] == [""]
+    assert left == []
+    done = drill(path)  # it is gone now
+    assert done.returncode == 4
+    assert "--own-brokers runs without it" in done.stderr
+
+
+async def retained(url: str) -> list[str]:
+    """Topics with a retained message; a message of our own comes after them."""
+    async with connect(url, client_id="look") as bus:
+        found = await bus.subscribe(["#"], qos=1)
+        await (await bus.publish([Publication("mark", b"x", qos=1)]))
+        topics: list[str] = []
+        async with asyncio.timeout(20):
+            while "mark" not in topics:
+                topics += [delivery.topic for delivery in await found.receive()]
+    return [topic for topic in topics if topic != "mark"]

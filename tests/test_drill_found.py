@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +28,7 @@ from nodes.supervisor import Supervisor
 from schemas import topics
 from schemas.messages import Event, Message
 
+ROOT = Path(__file__).parent.parent
 IDLE = """
 topology: idle
 nodes:
@@ -111,3 +117,43 @@ def test_the_clock_of_a_process_can_be_moved_and_is_put_right_again(hours: int) 
     finally:
         clock.move(0)
     assert abs(time.time_ns() - before[0]) < 60 * 10**9
+
+
+def test_the_workers_of_a_killed_supervisor_end(tmp_path: Path) -> None:
+    """Stopped all at once, a node can wait for the acknowledgement of one that has left."""
+    (tmp_path / "meter.csv").write_text("value\n1\n2\n")
+    (tmp_path / "idle.yaml").write_text(IDLE.replace("value < 0", "value > 0").replace("20/s", "2000/s"))
+    command = [sys.executable, "-m", "nodes.cli.main", "run", str(tmp_path / "idle.yaml")]
+    out = tmp_path / "out.jsonl"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT) as running:
+        _wait(lambda: out.exists() and out.stat().st_size > 100_000)  # much is under way
+        orphans = _below(running.pid)
+        running.kill()
+    brokers = [pid for pid in orphans if "broker.embedded" in _command(pid)]
+    try:
+        _wait(lambda: not [pid for pid in orphans if pid not in brokers and _command(pid)], within=45)
+    finally:
+        for pid in orphans:
+            if _command(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _wait(condition: Callable[[], bool], within: float = 30) -> None:
+    async def wait() -> None:
+        await until(condition, within=within)
+
+    asyncio.run(wait())
+
+
+def _below(pid: int) -> list[int]:
+    """All descendants of a process."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [one for child in map(int, children) for one in (child, *_below(child))]
+
+
+def _command(pid: int) -> str:
+    """Its command line; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""

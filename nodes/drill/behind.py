@@ -38,6 +38,12 @@ class Behind(Brokers):
                 await link.__aenter__()
                 self.urls[name] = link.url
 
+    def _up(self, name: str) -> None:
+        super()._up(name)
+        if name in self.links:  # it was started again: nodes that are too must not go round the link
+            self.direct[name] = self.urls[name]
+            self.urls[name] = self.links[name].url
+
     async def stop(self) -> None:
         await super().stop()
         for link in self.links.values():

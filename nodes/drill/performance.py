@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broker.bus import Publication
 from nodes.drill import fault
@@ -21,7 +21,7 @@ from nodes.plan import Plan
 from nodes.sources.mqtt import Config as MqttConfig
 from nodes.supervisor import Outcome, Supervisor
 from nodes.variants import VariantConfig
-from schemas.errors import BusError, PenstockError
+from schemas.errors import BusError, ConnectError, PenstockError
 
 if TYPE_CHECKING:
     from schemas.messages import Ledger
@@ -32,6 +32,8 @@ _GOT_UP = 20.0
 """Seconds that are waited for rows after a blow."""
 _FIRST_ROW = 5.0
 """Seconds that the first blow waits for a first row: before it there is nothing to lose."""
+_PATIENCE = 5.0
+"""Seconds for a broker that is there already to let us in."""
 _TIDY = 1.0
 """Seconds without a retained message of ours after which a broker is clean."""
 _RARE = 3.0
@@ -147,6 +149,7 @@ class Performance:
     async def run(self) -> Result:
         """Run to the end. What stops it before is in the result."""
         result, supervisor = self.result, self.supervisor
+        await self._reach()
         running = asyncio.create_task(supervisor.run())
         began = time.monotonic()
         self._striking = asyncio.create_task(self._direct())
@@ -180,6 +183,23 @@ class Performance:
         return result
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    async def _reach(self) -> None:
+        """Brokers that are there already answer; otherwise every node would wait for them without end.
+
+        :raises BusError: one does not.
+        """
+        from broker.connect import connect
+
+        for name, broker in self.result.plan.brokers().items():
+            if broker.run is None and broker.url is not None:
+                bus = connect(broker.url, patience=_PATIENCE, **_known(self._brokers.credentials(name)))
+                try:
+                    await bus.open()
+                except BusError as error:
+                    raise ConnectError(f"broker {name!r}: {error}; --own-brokers runs without it") from error
+                finally:
+                    await bus.close()
 
     async def _direct(self) -> None:
         """The blows, then the end of sources that have none."""
@@ -318,3 +338,7 @@ class Performance:
             if time.monotonic() - max(self._moved, self._busy, self._probed()) > STUCK:
                 states = ", ".join(f"{name} {view.state}" for name, view in views.items())
                 raise TimeoutError(f"nothing moved any more for {STUCK:.0f} s: {states}")
+
+
+def _known(credentials: dict[str, str | None]) -> dict[str, Any]:
+    return {key: value for key, value in credentials.items() if value is not None}

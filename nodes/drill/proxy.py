@@ -47,6 +47,11 @@ class Link:
         self._flow.set()
 
     @property
+    def served(self) -> int:
+        """Connections that stand: each has two ends."""
+        return len(self._writers) // 2
+
+    @property
     def url(self) -> str:
         """Where it listens, as the URL that goes in place of the broker's."""
         scheme = "mqtt" if self._to.scheme == "unix" else self._to.scheme

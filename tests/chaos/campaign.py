@@ -28,13 +28,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "broker"), str(HE
 # what follows is found by the line before
 import chaos_verdict as verdict  # noqa: E402
 from brokers import KINDS  # noqa: E402
-from bus_site import Proxy  # noqa: E402
 from chaos_schedule import BROKER, NODES, Blow, schedule  # noqa: E402
 from harness import rows, until  # noqa: E402
 from postgres_server import PASSWORD, Server, programs  # noqa: E402
 
 from nodes import log  # noqa: E402
-from nodes.brokers import Brokers  # noqa: E402
+from nodes.drill.behind import Behind  # noqa: E402
+from nodes.drill.proxy import Link  # noqa: E402
 from nodes.plan import prepare  # noqa: E402
 from nodes.supervisor import Outcome, Supervisor  # noqa: E402
 from schemas.errors import PenstockError  # noqa: E402
@@ -62,28 +62,6 @@ nodes:
   store: {{uplink: {{sink: sqlite, path: out.sqlite, table: rows}}, from: warm}}
   report: {{uplink: {report}, from: means}}
 """
-
-
-class Behind(Brokers):
-    """Brokers that the nodes reach through a proxy, which can be cut."""
-
-    proxy: Proxy | None = None
-
-    async def start(self) -> None:
-        await super().start()
-        for name, url in self.urls.items():
-            self.proxy = await Proxy(int(url.rpartition(":")[2])).__aenter__()
-            self.urls[name] = f"mqtt://127.0.0.1:{self.proxy.port}"
-
-    def _up(self, name: str) -> None:
-        super()._up(name)
-        if self.proxy is not None:  # it was started again: nodes that are too must not go round the proxy
-            self.urls[name] = f"mqtt://127.0.0.1:{self.proxy.port}"
-
-    async def stop(self) -> None:
-        await super().stop()
-        if self.proxy is not None:
-            await self.proxy.__aexit__()
 
 
 @dataclass
@@ -196,8 +174,7 @@ class Campaign:
             await _forever(lambda aim=aim: self._stored >= aim)  # type: ignore[misc] # mypy knows no default arguments of lambdas
             self._struck_at = began = time.monotonic()
             if blow.kind == "cut":
-                assert brokers.proxy is not None
-                await _cut(brokers.proxy, blow)
+                await _cut(brokers.links["site"], blow)
                 self.tally.cuts += 1
             elif blow.victim == BROKER:
                 child = brokers.children["site"]
@@ -249,11 +226,11 @@ class Campaign:
         return rows(self.folder / "means.sqlite", query)
 
 
-async def _cut(proxy: Proxy, blow: Blow) -> None:
+async def _cut(proxy: Link, blow: Blow) -> None:
     try:
-        await until(lambda: proxy.links >= len(NODES), within=30)
+        await until(lambda: proxy.served >= len(NODES), within=30)
     except TimeoutError:
-        raise TimeoutError(f"a cut would break {proxy.links} of {len(NODES)} links") from None
+        raise TimeoutError(f"a cut would break {proxy.served} of {len(NODES)} links") from None
     if blow.silent:
         proxy.stall()
         await asyncio.sleep(0.3)
