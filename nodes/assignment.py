@@ -60,6 +60,7 @@ class OutPort(msgspec.Struct, frozen=True, kw_only=True):
     """A port that a node writes.
 
     :param local: whether a node of the same process reads it.
+    :param handed: whether one of them does so by a ``safe`` edge.
     :param remote: consumers by MQTT: name → whether that edge is ``fast``.
     :param publish: whether it is published by MQTT at all (somebody reads it there, or the user wants to see it).
     :param teams: consumers with replicas, by the name that the user gave.
@@ -70,6 +71,7 @@ class OutPort(msgspec.Struct, frozen=True, kw_only=True):
     remote: dict[str, bool]
     publish: bool
     teams: dict[str, Team] = {}
+    handed: bool = False
 
 
 class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from broker.window import Ack, Kept, Knock, SendWindow, pack, unpack_ack
 from nodes import log
 from nodes.assignment import NodeSpec
 from nodes.channel import Channel, Mark
+from nodes.handover import Handover
 from nodes.journal import Journal
 from nodes.lanes import Lanes, Member, by_source, newest
 from nodes.merge import FLOOR
@@ -32,11 +33,14 @@ _PATIENCE = 5.0
 
 
 class Staged(msgspec.Struct):
-    """What waits to be sent. ``upto``: last number of each channel with a durable outbox that it holds."""
+    """What waits to be sent. With a durable outbox: ``upto``: the last number of each channel that it holds; ``handed``:
+    likewise of what goes to readers in this process.
+    """
 
     remote: list[Publication]
     local: list[Publication]
     upto: dict[str, int]
+    handed: dict[str, int]
 
 
 class Outputs:
@@ -99,6 +103,11 @@ class Outputs:
             found = self._channels[key] = Channel(key, port, made, lane)
             return found
 
+        self._handovers = {
+            port.name: Handover(key, journal.outbox(key), numbers.get(key, 1))
+            for port in spec.outputs
+            if durable and port.handed and (key := Handover.key_of(port.name))
+        }
         for port in spec.outputs:
             if port.remote:
                 channel(port.name, port.name, port.remote)
@@ -129,7 +138,10 @@ class Outputs:
     @property
     def releasable(self) -> bool:
         """The durable outbox holds rows that are done and may be forgotten."""
-        return self._durable and any(c.released != c.window.floor for c in self._channels.values())
+        return self._durable and (
+            any(c.released != c.window.floor for c in self._channels.values())
+            or any(h.released != h.floor for h in self._handovers.values())
+        )
 
     @property
     def backlog(self) -> int:
@@ -268,7 +280,14 @@ class Outputs:
         return [(port, part) for port, m in sent for part in (by_source(m) if port in self._lanes else [m])]
 
     async def ready(self) -> None:
-        """Wait until remote consumers were heard of, so that what is sent first is not lost; a durable outbox loses nothing."""
+        """Hand over what an earlier life left; wait until remote consumers were heard of, so that what is sent first is not lost.
+
+        A durable outbox loses nothing, and does not wait.
+        """
+        left = [publication for handover in self._handovers.values() for publication in handover.left]
+        await self.flush(
+            Staged([], left, {}, {port: h.next - 1 for port, h in self._handovers.items()} if left else {})
+        )
         while any(
             not peer.heard and not peer.ended and (peer.fast or not self._durable)
             for channel in self._channels.values()
@@ -323,8 +342,14 @@ class Outputs:
                     self._keep(way, to, payload, now)
                 self._staged.append(_publication(message, to, payload, 1 if numbered else 0))
             if port.local:
-                self._staged_local.append(Publication(topic, message, qos=1))
+                self._hand(name, Publication(topic, message, qos=1))
         return refused
+
+    def _hand(self, port: str, publication: Publication) -> None:
+        """Stage what goes to readers in this process."""
+        if (handover := self._handovers.get(port)) is not None:
+            self._fresh.append(handover.row(publication))
+        self._staged_local.append(publication)
 
     def _encode(self, way: Channel | None, message: Message, *, always: bool = False) -> bytes:
         if way is None or not (always or way.window.sequenced):
@@ -352,7 +377,7 @@ class Outputs:
             if name not in self._channels and port.publish and self._bus is not None:
                 self._staged.append(_publication(message, topic, codec.encode(message), 1))
             if port.local:
-                self._staged_local.append(Publication(topic, message, qos=1))
+                self._hand(name, Publication(topic, message, qos=1))
 
     def outbox(self) -> tuple[list[tuple[str, int, str, bytes]], dict[str, int], dict[str, object]]:
         """For the journal: new outbox rows, floors up to which old ones may go, and counters. Clears the new rows."""
@@ -362,12 +387,17 @@ class Outputs:
         for channel in self._channels.values():
             channel.released = channel.window.floor
         floors = {key: channel.released for key, channel in self._channels.items()}
-        return fresh, floors, {"numbers": {key: channel.window.next for key, channel in self._channels.items()}}
+        numbers = {key: channel.window.next for key, channel in self._channels.items()}
+        for handover in self._handovers.values():
+            handover.released = floors[handover.key] = handover.floor
+            numbers[handover.key] = handover.next
+        return fresh, floors, {"numbers": numbers}
 
     def take_staged(self) -> Staged:
         """What was staged so far; the caller passes it to :meth:`flush`."""
         upto = {key: channel.window.next - 1 for key, channel in self._channels.items()} if self._durable else {}
-        staged = Staged(self._staged, self._staged_local, upto)
+        handed = {port: handover.next - 1 for port, handover in self._handovers.items()}
+        staged = Staged(self._staged, self._staged_local, upto, handed)
         self._staged, self._staged_local = [], []
         return staged
 
@@ -378,6 +408,8 @@ class Outputs:
             self._channels[key].window.committed = last
         if local and self._local is not None:
             receipt = await self._local.publish(local)
+            for port, last in staged.handed.items():
+                self._handovers[port].flew(last, receipt)
             if not receipt.done():
                 self._receipts.add(receipt)
                 receipt.add_done_callback(self._local_done)

@@ -38,6 +38,7 @@ def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
             },
             publish=bus and (node.published(port) or not any(e.port == port for e in node.consumers)),
             teams=_teams(node, port),
+            handed=any(e.port == port and e.carrier == "local" and e.delivery == "safe" for e in node.consumers),
         )
         for port in node.outputs
     ]
