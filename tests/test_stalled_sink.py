@@ -143,16 +143,16 @@ def processes(supervisor: Supervisor) -> dict[str, int]:
 
 
 async def stall(
-    supervisor: Supervisor, stop: Callable[[], None], stuck: Callable[[], bool]
+    supervisor: Supervisor, begun: Callable[[], bool], stop: Callable[[], None], stuck: Callable[[], bool]
 ) -> tuple[int, dict[str, int]]:
-    """Let it run, stop the far end, wait until the source stands still.
+    """Let it run until the far end has something, stop that, wait until the source stands still.
 
     :returns: messages published in all, and by process the bytes that it grew at most.
     """
     listener = Listener()
     await listener.start(supervisor, "stalled/meter/out/#")
     try:
-        await until(lambda: listener.messages > 500)
+        await until(lambda: listener.messages > 500 and begun())
         base = {name: memory(pid, "VmRSS") for name, pid in processes(supervisor).items()}
         stop()
         await until(stuck)
@@ -193,7 +193,9 @@ def test_a_web_service_that_stops_reading_stops_the_source_and_costs_no_message(
     seen: dict[str, Any] = {}
 
     async def meddle(supervisor: Supervisor) -> None:
-        seen["published"], seen["grown"] = await stall(supervisor, far.go.clear, far.stuck.is_set)
+        seen["published"], seen["grown"] = await stall(
+            supervisor, lambda: bool(far.keys), far.go.clear, far.stuck.is_set
+        )
         seen["done"] = len(far.keys)
         far.go.set()
 
@@ -211,9 +213,14 @@ def test_a_locked_database_stops_the_source_and_costs_no_row(tmp_path: Path) -> 
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as lock:
 
         async def meddle(supervisor: Supervisor) -> None:
-            seen["published"], seen["grown"] = await stall(supervisor, lambda: hold(lock), lambda: lock.in_transaction)
-            seen["done"] = rows_in(lock)
-            lock.execute("COMMIT")
+            try:
+                seen["published"], seen["grown"] = await stall(
+                    supervisor, lambda: rows_in(lock) > 0, lambda: hold(lock), lambda: lock.in_transaction
+                )
+                seen["done"] = rows_in(lock)
+            finally:
+                if lock.in_transaction:
+                    lock.execute("COMMIT")
 
         source = f"{{source: synthetic, signals: {{value: {{kind: ramp}}}}, batch: 1, count: {total}}}"
         sink = f"{{sink: sqlite, path: {path}, table: rows, wait: 1}}"
@@ -230,7 +237,10 @@ def hold(lock: sqlite3.Connection) -> None:
 
 
 def rows_in(db: sqlite3.Connection) -> int:
-    return int(db.execute("SELECT count(*) FROM rows").fetchone()[0])
+    try:
+        return int(db.execute("SELECT count(*) FROM rows").fetchone()[0])
+    except sqlite3.OperationalError:  # no such table yet, or locked while it is made
+        return 0
 
 
 REAL_TIME = """
