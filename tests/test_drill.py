@@ -28,7 +28,7 @@ nodes:
   report: {uplink: {sink: sqlite, path: means.sqlite}, from: means}
 """
 LEAKY = '''
-"""A node that forgets: it keeps every third message to the end, and keeps it nowhere."""
+"""A node that forgets: it keeps three messages of four to the end, and keeps them nowhere."""
 
 from nodes.operator import Emit, Operator
 from schemas.messages import Message
@@ -43,7 +43,7 @@ class Keep(Operator):
 
     def process(self, messages: list[Message], edge: str, emit: Emit) -> None:
         for message in messages:
-            if self.count % 3 == 0:
+            if self.count % 4:
                 self.kept.append(message)
             else:
                 emit.send(message)
