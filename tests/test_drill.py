@@ -105,7 +105,7 @@ def test_a_node_that_loses_rows_without_saying_so_is_found(tmp_path: Path) -> No
         "preprocess: {steps: [{filter: value % 3 != 0}]}",
         "custom: {path: leaky.py, function: Keep, emits: readings/1}",
     )
-    done = drill(site(tmp_path, text), "--fault", "kill-node:warm", "--for", "4s")
+    done = drill(site(tmp_path, text), "--fault", "kill-node:warm", "--for", "10s")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "BROKEN: store: " in done.stdout
     assert "messages lost" in done.stdout
