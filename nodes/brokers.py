@@ -191,6 +191,8 @@ def relays(plan: Plan, brokers: Brokers, host: str | None) -> list[Coroutine[Any
         back = [topics.ack(plan.topology.name, edge.producer, edge.port, edge.consumer)]
         if edge.lane:
             back.append(topics.state(plan.topology.name, edge.consumer))
+        if ends[0].replicas > 1:
+            there.append(topics.state(plan.topology.name, edge.producer))
         forward = ends[0] is low
         (up if forward else down).extend(there)
         (down if forward else up).extend(back)

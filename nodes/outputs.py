@@ -137,9 +137,10 @@ class Outputs:
 
     @property
     def releasable(self) -> bool:
-        """The durable outbox holds rows that are done and may be forgotten."""
+        """The durable outbox holds rows that are done and may be forgotten, or is to get some that no step brings."""
         return self._durable and (
-            any(c.released != c.window.floor for c in self._channels.values())
+            bool(self._fresh)
+            or any(c.released != c.window.floor for c in self._channels.values())
             or any(h.released != h.floor for h in self._handovers.values())
         )
 

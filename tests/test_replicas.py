@@ -187,6 +187,28 @@ def test_a_host_that_is_away_is_stood_in_for_and_gets_its_part_back(tmp_path: Pa
     assert sum(n for (n,) in rows(tmp_path / "out.sqlite", "SELECT n FROM means")) == len(kept)
 
 
+TWO_BROKERS = """
+topology: apart
+brokers: {{below: {{run: embedded, on: here}}, above: {{run: embedded, on: there}}}}
+hosts: {{here: {{broker: below}}, there: {{broker: above}}}}
+nodes:
+  meter: {{ingest: {{source: csv, path: meter.csv, device_column: device, time: time, batch: 1, rate: 2000/s}}, on: here}}
+  warm: {{preprocess: {{steps: [{{filter: value % 3 != 0}}]}}, from: meter, on: [here, there]}}
+  means:
+    aggregate: {{window: 60s, by: source, fields: {{n: count(), top: max(value), sum: sum(value)}}}}
+    from: warm
+    on: [there, here]
+  store: {{uplink: {{sink: sqlite, path: out.sqlite, table: rows}}, from: warm, on: there}}
+  report: {{uplink: {{sink: sqlite, path: out.sqlite, table: means}}, from: means, on: here}}
+"""
+
+
+def test_replicas_at_two_brokers_give_the_results_of_one(tmp_path: Path) -> None:
+    path = site(tmp_path)
+    path.write_text(TWO_BROKERS.format())
+    check(tmp_path, run(path))
+
+
 # -- what cannot be ----------------------------------------------------------------------------------------------------
 
 
