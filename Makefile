@@ -31,7 +31,7 @@ demo: $(READY) ## run the demo topology on the embedded broker, then say what it
 	@$(BIN)/penstock demo
 
 test: $(READY) ## run all tests (TESTS=… for some of them)
-	@$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 check: $(READY) ## format, lint and types, without changing anything
 	@$(BIN)/ruff format --check .

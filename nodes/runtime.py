@@ -251,11 +251,12 @@ class Runtime(ABC):
         for bus in (self._intake, self._bus):
             if bus is not None:
                 await bus.close()
-        if self._complete:
+        if self._complete:  # said first: whoever starts the process again, should it die now, leaves us out
+            self.signs.say("ended")
             self.journal.remove()
         else:
             self.journal.close()
-        self.signs.say("ended" if self._complete else "stopped")
+            self.signs.say("stopped")
 
     # -- steps -----------------------------------------------------------------------------------------------------
 

@@ -283,9 +283,13 @@ class Supervisor:
             for view in views:
                 view.state = view.state if view.gone else "stopped"
             return True
-        started = any(view.state == "ready" for view in views)
+        started = any(view.state == "ready" or view.gone for view in views)
         self._false_starts[key] = 0 if started else self._false_starts.get(key, 0) + 1
         for view in views:
+            if view.gone:  # it has left for good, though the process had others: it is not begun anew
+                if view.state == "ended":
+                    Journal.erase(self._state / f"{view.name}.journal")
+                continue
             view.restarts += 1
             view.state = "restarting"
         if not started and (code in {2, 3, 4} or self._false_starts[key] >= _MOST_FALSE_STARTS):
@@ -349,7 +353,7 @@ class Supervisor:
             child.send(_encode(command))
 
     def _assignment(self, key: tuple[str, str]) -> Assignment:
-        nodes = self._processes[key]
+        nodes = [node for node in self._processes[key] if not self.views[node.name].gone]
         specs = [specify(n, self._plan, bool(self._plan.topology.brokers)) for n in nodes if isinstance(n, PlannedNode)]
         brokers = {name: Broker(url=url, **self.brokers.credentials(name)) for name, url in self.brokers.urls.items()}
         return Assignment(

@@ -99,6 +99,14 @@ def test_what_is_promised_is_kept_and_nothing_of_the_user_is_touched(tmp_path: P
     assert {file.name for file in tmp_path.iterdir()} == before  # no sink was written, no state was left
 
 
+def test_a_full_disk_under_the_nodes_own_files_costs_no_row(tmp_path: Path) -> None:
+    code, said = outcome(site(tmp_path), "--fault", "full-disk", "--for", "10s")
+    assert (code, said["kept"], said["broken"]) == (0, True, [])
+    assert [blow["fault"] for blow in said["blows"]] == ["full-disk"]
+    assert all(blow["recovery"] is not None and not blow["missed"] for blow in said["blows"])
+    assert all(sink["messages"] == sink["expected"] > 0 for sink in said["sinks"].values())
+
+
 def test_a_node_that_loses_rows_without_saying_so_is_found(tmp_path: Path) -> None:
     (tmp_path / "leaky.py").write_text(LEAKY)
     text = LINE.replace(
