@@ -172,6 +172,8 @@ class Supervisor:
             if timer is not None:
                 timer.cancel()
             await asyncio.gather(*(child.reap() for child in self._children.values()))
+            for name in (name for name, view in self.views.items() if view.state == "ended"):
+                Journal.erase(self._state / f"{name}.journal")  # it may have been ended between its last word and that
             await self._nursery.stop()
             await self.brokers.stop()
             running.withdraw(self._state, self._host or "")

@@ -31,17 +31,21 @@ def run(
 
     async def go() -> Outcome:
         supervisor = Supervisor(prepare(path, state=folder), state=folder, host=host)
-        meddling = asyncio.create_task(meddle(supervisor)) if meddle is not None else None
+        running = asyncio.create_task(supervisor.run())
+        tasks: set[asyncio.Task[Any]] = {running}
+        if meddle is not None:
+            tasks.add(asyncio.create_task(meddle(supervisor)))
         try:
             async with asyncio.timeout(within):
-                outcome = await supervisor.run()
+                while running in tasks:
+                    done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done - {running}:
+                        task.result()
         finally:
-            if meddling is not None:
-                meddling.cancel()
-                (error,) = await asyncio.gather(meddling, return_exceptions=True)
-        if meddling is not None and isinstance(error, Exception):
-            raise error
-        return outcome
+            for task in (running, *tasks):
+                task.cancel()
+            await asyncio.gather(running, *tasks, return_exceptions=True)
+        return running.result()
 
     return asyncio.run(go())
 

@@ -110,7 +110,9 @@ def test_a_folder_is_no_topology(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_check_answers_soon(tmp_path: Path) -> None:
-    """In half a second. Counted is the processor's time, so that a busy machine does not matter; the first run compiles."""
+    """``make bench`` has the figure and its limit of half a second; this is a guard against importing the world. Counted is
+    the processor's time, so that a busy machine matters little; the first run compiles.
+    """
     path = written(tmp_path, GOOD)
     cache = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": ""}
     seconds = []
@@ -120,7 +122,7 @@ def test_check_answers_soon(tmp_path: Path) -> None:
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
         seconds.append(usage.ru_utime + usage.ru_stime)
-    assert min(seconds) < 0.5, seconds
+    assert min(seconds) < 1.0, seconds
 
 
 def test_mermaid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -244,6 +244,7 @@ def test_what_the_far_end_refuses_is_a_dead_letter_and_only_that(tmp_path: Path)
 
         async def come_back(supervisor: Supervisor) -> None:
             await quiet(supervisor, 300)
+            await until(lambda: bool(far.attempted))
             far.refuse = {far.attempted[0]}
             far.away = False
 

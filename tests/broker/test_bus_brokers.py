@@ -133,7 +133,7 @@ def test_nats_gives_again_after_a_time_and_behind_what_is_newer(broker: str) -> 
         subscription = await (await site.open(**options)).subscribe([site.topic("again")], qos=1)
         got = await collect(subscription, 5)
         assert sorted(sequence(got)) == [2, 3, 4, 5, 6]
-        assert sequence([d for d in got if not d.duplicate]) == [5, 6]
+        assert {2, 3, 4} <= set(sequence([d for d in got if d.duplicate]))
 
     on(broker, scenario)
 
