@@ -9,7 +9,9 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from broker.bus import Overflow
+Overflow: TypeAlias = Literal["block", "latest", "sample"]
+"""As :data:`broker.bus.Overflow`; said again, because a plan is made of this module and ``check`` needs no bus."""
+
 
 Order: TypeAlias = Literal["oldest", "newest"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import replace
 
-from broker.spool import LEAST
 from nodes.assignment import RelayPort, RelaySpec
 from nodes.planned import Plan, PlannedEdge, PlannedRelay
 from schemas.errors import Problem
@@ -22,6 +21,10 @@ def keeping(
 
     :raises TopologyError: a ``relay`` that has nothing to do, or cannot do it; all that is wrong.
     """
+    if not topology.relays:
+        return {}, dict(edges)
+    from broker.spool import LEAST  # not for topologies without
+
     problems: list[Problem] = []
     relays: dict[str, PlannedRelay] = {}
     owners: dict[str, str] = {}
