@@ -237,6 +237,8 @@ class Outputs:
             moved: list[Publication] = []
             for kept in channel.window.withdraw():
                 message, _, _ = codec.decode_sequenced(kept.payload)
+                if isinstance(message.body, Progress):  # the others are told so themselves
+                    continue
                 there = lanes.of(message.source or self._public)
                 debts[there.key] = (there, there.window.next)
                 payload = self._encode(there, message)

@@ -216,7 +216,8 @@ class Runtime(ABC):
         away = time.monotonic() - self._cut_at if self._cut_at is not None else 0.0
         self._cut_at = None
         if self._ready and self.spec.replicas > 1 and not self.stateful and away > _FENCE:
-            self._fenced.set_result(away)
+            if not self._fenced.done():
+                self._fenced.set_result(away)
         elif self._ready:
             self._greeting = asyncio.get_running_loop().create_task(self._greet())
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ import pytest
 from brokers import param, shared
 from harness import rows, run, until
 
+from nodes.drill.proxy import Link
 from nodes.plan import prepare
 from nodes.supervisor import Outcome, Supervisor
 from schemas.errors import ConfigError
@@ -185,6 +188,57 @@ def test_a_host_that_is_away_is_stood_in_for_and_gets_its_part_back(tmp_path: Pa
     found = rows(tmp_path / "out.sqlite", "SELECT source, value FROM rows ORDER BY rowid")
     assert sorted(value for _, value in found) == kept
     assert sum(n for (n,) in rows(tmp_path / "out.sqlite", "SELECT n FROM means")) == len(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_replica_that_is_cut_off_alive_begins_anew_and_nothing_comes_twice(tmp_path: Path) -> None:
+    """The others have its part meanwhile; what it still holds must not come after what they did."""
+    total = 3000
+    here, there = tmp_path / "here", tmp_path / "there"
+    lines = ["time,device,value", *(f"{START + i},d{i % 7},{i}" for i in range(total))]
+    with link(shared("embedded").url) as proxy:
+        for folder, url in ((here, shared("embedded").url), (there, proxy.url)):
+            folder.mkdir()
+            (folder / "meter.csv").write_text("\n".join(lines) + "\n")
+            (folder / "hosts.yaml").write_text(TWO_HOSTS.format(url=url).replace("topology: hosts", "topology: cut"))
+        with supervisor(here / "hosts.yaml", "here") as one, supervisor(there / "hosts.yaml", "there") as other:
+            wait(lambda: stored(here) > 100, 30)
+            proxy.refuse = True
+            proxy.cut()
+            log = here / "here.log"
+            wait(lambda: b"others take over" in log.read_bytes(), 30)
+            proxy.refuse = False
+            wait(lambda: b"begins anew" in (there / "there.log").read_bytes(), 30)
+            wait(lambda: b"replica is back" in log.read_bytes(), 30)
+            assert one.wait(60) == 0, log.read_text()
+            assert other.wait(30) == 0
+    kept = [i for i in range(total) if i % 3]
+    assert sorted(v for (v,) in rows(here / "out.sqlite", "SELECT value FROM rows")) == kept
+    assert sum(n for (n,) in rows(here / "out.sqlite", "SELECT n FROM means")) == len(kept)
+
+
+@contextmanager
+def link(url: str) -> Iterator[Any]:
+    """A link to a broker that can be cut, served by a thread; its methods are called in that thread's loop."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    made = Link(url)
+    asyncio.run_coroutine_threadsafe(made.__aenter__(), loop).result(10)
+    cut = made.cut
+
+    def cut_there() -> None:
+        loop.call_soon_threadsafe(cut)
+
+    made.cut = cut_there  # type: ignore[method-assign]  # as the thread wants it
+    try:
+        yield made
+    finally:
+        asyncio.run_coroutine_threadsafe(made.__aexit__(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
 
 
 TWO_BROKERS = """
