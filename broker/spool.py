@@ -27,19 +27,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from broker.spool_figures import Count, Figures, Item, NoRoomError, Run
 from broker.spool_segment import FRAME, Segment, frame
 from broker.spool_store import DAMAGED, DELIVERED, EVICTED, REFUSED, RESERVE, Store
 from schemas.errors import BusError, ConfigError
+from schemas.keeping import LEAST, Order, Overflow
 
 __all__ = ["LEAST", "RESERVE", "Count", "Figures", "Item", "NoRoomError", "Order", "Overflow", "Run", "Spool"]
-
-Overflow: TypeAlias = Literal["drop-oldest", "drop-newest", "block"]
-Order: TypeAlias = Literal["oldest", "newest"]
-LEAST = 128 * 1024
-"""Smallest budget."""
 
 
 class Spool(Store):

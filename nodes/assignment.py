@@ -9,11 +9,10 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from schemas.keeping import Order
+
 Overflow: TypeAlias = Literal["block", "latest", "sample"]
 """As :data:`broker.bus.Overflow`; said again, because a plan is made of this module and ``check`` needs no bus."""
-
-
-Order: TypeAlias = Literal["oldest", "newest"]
 
 
 class InEdge(msgspec.Struct, frozen=True, kw_only=True):

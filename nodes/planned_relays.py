@@ -8,6 +8,7 @@ from dataclasses import replace
 from nodes.assignment import RelayPort, RelaySpec
 from nodes.planned import Plan, PlannedEdge, PlannedRelay
 from schemas.errors import Problem
+from schemas.keeping import LEAST
 from schemas.topology import Topology
 
 
@@ -21,10 +22,6 @@ def keeping(
 
     :raises TopologyError: a ``relay`` that has nothing to do, or cannot do it; all that is wrong.
     """
-    if not topology.relays:
-        return {}, dict(edges)
-    from broker.spool import LEAST  # not for topologies without
-
     problems: list[Problem] = []
     relays: dict[str, PlannedRelay] = {}
     owners: dict[str, str] = {}

@@ -12,12 +12,12 @@ from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from broker.spool import LEAST, Order, Overflow
 from nodes.operator import Context, Sink
 from nodes.options import Options
 from nodes.variants import VariantConfig
 from nodes.variants import variants as _variants
 from schemas.errors import ConfigError, Problem
+from schemas.keeping import LEAST, Order, Overflow
 from schemas.problems import shown
 from schemas.units import Rate, Size
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, field_validator, model_validator
 
-from schemas import topics
+from schemas import keeping, topics
 from schemas.errors import ConfigError, Problem
 from schemas.problems import shown
 from schemas.units import Rate, Size
@@ -145,10 +145,10 @@ class RelayOptions(Part):
     """A relay that keeps on disk what the other broker does not take now."""
 
     spool: Size = Field(description="bytes on this host's disk for what waits, shared by the ports that are relayed")
-    overflow: Literal["block", "drop-oldest", "drop-newest"] = Field(
+    overflow: keeping.Overflow = Field(
         default="block", description="what a full spool does; block: the producers wait, nothing is lost"
     )
-    order: Literal["oldest", "newest"] = Field(
+    order: keeping.Order = Field(
         default="oldest", description="what goes on first; oldest keeps the order of each source"
     )
     rate: Rate | None = Field(
