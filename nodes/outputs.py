@@ -278,8 +278,10 @@ class Outputs:
             self._keep(channel, topic, payload, time.monotonic_ns())
         return _publication(message, topic, payload, 1 if channel.window.sequenced else 0)
 
-    def divided(self, sent: Sequence[tuple[str, Message]]) -> list[tuple[str, Message]]:
-        """Messages with rows of several devices in parts, where a reader has replicas."""
+    def divided(self, sent: list[tuple[str, Message]]) -> list[tuple[str, Message]]:
+        """Messages with rows of several devices in parts, where a reader has replicas; the same list where none has."""
+        if not self._lanes:
+            return sent
         return [(port, part) for port, m in sent for part in (by_source(m) if port in self._lanes else [m])]
 
     async def ready(self) -> None:

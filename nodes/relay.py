@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from broker.bus import Bus, Will
-from broker.connect import connect
 from broker.throttle import Throttle
 from nodes import log, relay_books
 from nodes.assignment import Assignment, NodeSpec, RelayPort, RelaySpec, Report
+from nodes.link import link
 from nodes.relay_port import Hop
 from nodes.relay_store import Store
 from nodes.signs import Signs, state_payload
@@ -56,30 +55,8 @@ class Relay:
     def _link(
         self, assignment: Assignment, broker: str, suffix: str, again: Callable[[], None], will: Will | None
     ) -> Bus:
-        told = ""
-
-        def changed(state: str, reason: str) -> None:
-            nonlocal told
-            if state == "connected":
-                told = ""
-                again()
-            elif reason != told:  # said once, however often it is tried again
-                told = reason
-                log.warning(state, node=self.name, broker=broker, reason=reason)
-
-        at = assignment.brokers[broker]
-        return connect(
-            at.url,
-            client_id=f"{assignment.topology}-{self.name}{suffix}",
-            user=at.user,
-            password=at.password,
-            ca=at.ca,
-            cert=at.cert,
-            key=at.key,
-            will=will,
-            patience=math.inf,
-            on_state=changed,
-        )
+        client_id = f"{assignment.topology}-{self.name}{suffix}"
+        return link(assignment.brokers[broker], client_id, up=again, will=will, node=self.name, broker=broker)
 
     # -- what the worker calls ---------------------------------------------------------------------------------------
 

@@ -457,7 +457,8 @@ class Runtime(ABC):
             body = message.body
             end = isinstance(body, End)
             to = self._final if end else step
-            to.marks[item.stream.name] = item.mark
+            if edge.merge is not None:
+                to.marks[item.stream.name] = item.mark
             if item.number is not None:
                 to.finishes[item.stream.name] = item.number
             if item.delivery is not None:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import math
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ import msgspec
 from broker.bus import Bus, Will
 from nodes import log
 from nodes.assignment import Assignment, Command, NodeSpec, Report
+from nodes.link import link
 from nodes.operator import Context, Operator, Sink, Source
 from nodes.runners import OperatorRuntime, SinkRuntime, SourceRuntime
 from nodes.runtime import Runtime
@@ -114,38 +114,18 @@ def build(
 def _bus(
     assignment: Assignment, spec: NodeSpec, nodes: Mapping[str, Runtime | Relay], suffix: str, *, will: bool
 ) -> Bus:
-    from broker.connect import connect
+    def up() -> None:
+        if isinstance(node := nodes.get(spec.name), Runtime):
+            node.reconnected()
 
-    broker = assignment.brokers[spec.broker]
-    last = Will(topics.state(assignment.topology, spec.name), state_payload(spec.name, "offline", spec.host))
-
-    told = ""
-
-    def changed(state: str, reason: str) -> None:
-        nonlocal told
-        if state == "connected":
-            told = ""
-            log.debug("connected", node=spec.name, reason=reason)
-            if isinstance(node := nodes.get(spec.name), Runtime):
-                node.reconnected()
-            return
+    def down() -> None:
         if isinstance(node := nodes.get(spec.name), Runtime):
             node.disconnected()
-        if reason != told:  # said once, however often it is tried again
-            told = reason
-            log.warning(state, node=spec.name, reason=reason)
 
-    return connect(
-        broker.url,
-        client_id=f"{assignment.topology}-{spec.name}{suffix}",
-        user=broker.user,
-        password=broker.password,
-        ca=broker.ca,
-        cert=broker.cert,
-        key=broker.key,
-        will=last if will else None,
-        patience=math.inf,  # nobody is there to start us again when the broker comes back
-        on_state=changed,
+    last = Will(topics.state(assignment.topology, spec.name), state_payload(spec.name, "offline", spec.host))
+    client_id = f"{assignment.topology}-{spec.name}{suffix}"
+    return link(
+        assignment.brokers[spec.broker], client_id, up=up, down=down, will=last if will else None, node=spec.name
     )
 
 
