@@ -16,6 +16,9 @@ PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11 
 
 # Tests run in two processes, because the smallest machine that we develop on has two cores; more: make test JOBS=8
 JOBS ?= 2
+# Its processes start hundreds of times here: the compiled modules are kept, as pip keeps those of an installation.
+unexport PYTHONDONTWRITEBYTECODE
+
 # More for pytest, e.g. make test TESTS="tests/test_cli.py -k tap"
 TESTS ?=
 

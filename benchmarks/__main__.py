@@ -43,6 +43,9 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in NAMES]:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
+    os.environ.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # an installation's modules are compiled; so are these from the second start
     where = machine()
     print(f"{where['cpu']}, {where['cores']} cores, Python {where['python']}")
     figures: list[Figure] = []
