@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pkgutil
 import platform
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.figures import Figure, table
+from benchmarks import workloads
+from benchmarks.figures import Comparison, Figure, table
 
-NAMES = ("footprint",)
-"""Each a module of this folder with a function ``measure() -> list[Figure]``."""
+NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(workloads.__path__)))
+"""The workloads, one file each."""
 
 
 def machine() -> dict[str, str | int]:
@@ -43,16 +45,15 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in NAMES]:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
-    os.environ.pop(
-        "PYTHONDONTWRITEBYTECODE", None
-    )  # an installation's modules are compiled; so are these from the second start
+    # an installation's modules are compiled; so are these from the second start
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     where = machine()
     print(f"{where['cpu']}, {where['cores']} cores, Python {where['python']}")
-    figures: list[Figure] = []
+    figures: list[Figure | Comparison] = []
     with options.output.open("a") as file:
         for name in options.names or NAMES:
             print(f"{name} …", file=sys.stderr)
-            found = import_module(f"benchmarks.{name}").measure()
+            found = import_module(f"benchmarks.workloads.{name}").measure()
             figures += found
             for figure in found:
                 file.write(json.dumps({"time": time.time(), **where, **figure.plain()}) + "\n")

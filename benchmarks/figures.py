@@ -1,15 +1,21 @@
-"""A figure: what was measured, in which unit, several times, and what it is held against."""
+"""What is measured: a figure against a limit, or ours against peers in one run; each several times."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
+
+OURS = "penstock"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table.
+    """One line of the table: a value, and the limit it is held against.
 
     :param values: one a run.
     :param limit: what it should stay under (``at_most``) or reach; None: nothing is promised.
@@ -29,22 +35,97 @@ class Figure:
     @property
     def holds(self) -> bool | None:
         """Whether the limit is held by the median; None without a limit."""
-        if self.limit is None:
-            return None
-        return self.median <= self.limit if self.at_most else self.median >= self.limit
+        return _holds(self.median, self.limit, self.at_most)
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "median": self.median, "holds": self.holds}
 
+    def lines(self) -> list[tuple[str, ...]]:
+        """Rows of the table: what, value, spread, ratio, bar, verdict."""
+        spread = f"{min(self.values):.3g} … {max(self.values):.3g}"
+        bar = "" if self.limit is None else f"{'≤' if self.at_most else '≥'} {self.limit:g} {self.unit}"
+        return [(self.name, f"{_short(self.median)} {self.unit}", spread, "", bar, _verdict(self.holds))]
 
-def table(figures: list[Figure]) -> list[str]:
-    """Lines for people: name, median, spread, limit."""
-    rows = [("figure", "median", "min … max", "limit", "")]
-    for f in figures:
-        limit = "" if f.limit is None else f"{'≤' if f.at_most else '≥'} {f.limit:g} {f.unit}"
-        verdict = "" if f.holds is None else "holds" if f.holds else "DOES NOT HOLD"
-        spread = f"{min(f.values):.3g} … {max(f.values):.3g}"
-        rows.append((f.name, f"{f.median:.3g} {f.unit}", spread, limit, verdict))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+
+@dataclass(frozen=True)
+class Comparison:
+    """A workload, done by us and by others in turns (:func:`in_turns`).
+
+    :param seen: who → one value a round; ``penstock`` among them.
+    :param bars: who → what ours divided by theirs is to reach, or not to exceed (``at_most``).
+    """
+
+    name: str
+    unit: str
+    seen: Mapping[str, tuple[float, ...]]
+    bars: Mapping[str, float] = field(default_factory=dict)
+    at_most: bool = False
+
+    def ratio(self, who: str) -> float:
+        """Ours divided by theirs, median by median."""
+        theirs = median(self.seen[who])
+        return median(self.seen[OURS]) / theirs if theirs else float("inf")
+
+    def holds(self, who: str) -> bool | None:
+        """Whether the bar against them is held; None without one."""
+        return _holds(self.ratio(who), self.bars.get(who), self.at_most)
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        others = [who for who in self.seen if who != OURS]
+        return {
+            **asdict(self),
+            "median": {who: median(values) for who, values in self.seen.items()},
+            "ratio": {who: self.ratio(who) for who in others},
+            "holds": {who: self.holds(who) for who in others if who in self.bars},
+        }
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """Rows of the table: ours, then a row for each of the others."""
+        out: list[tuple[str, ...]] = []
+        for who, values in self.seen.items():
+            spread = f"{_short(min(values))} … {_short(max(values))}"
+            first = (self.name if who == OURS else f"  {who}", f"{_short(median(values))} {self.unit}", spread)
+            if who == OURS:
+                out.append((*first, "", "", ""))
+            else:
+                bar = f"{'≤' if self.at_most else '≥'} {self.bars[who]:g} ×" if who in self.bars else ""
+                out.append((*first, f"{self.ratio(who):.2f} ×", bar, _verdict(self.holds(who))))
+        return out
+
+
+def in_turns(contestants: Mapping[str, Callable[[], T]], rounds: int = 5) -> dict[str, list[T]]:
+    """Runs each of them once a round, A B C A B C: what slows the machine for a while slows all of them.
+
+    Says on stderr how far it is.
+    """
+    seen: dict[str, list[T]] = {who: [] for who in contestants}
+    for number in range(rounds):
+        for who, run in contestants.items():
+            print(f"  round {number + 1} of {rounds}: {who}", file=sys.stderr, flush=True)
+            seen[who].append(run())
+    return seen
+
+
+def table(figures: list[Figure | Comparison]) -> list[str]:
+    """Lines for people."""
+    rows: list[tuple[str, ...]] = [("figure", "median", "min … max", "ours / theirs", "bar", "")]
+    for each in figures:
+        rows += each.lines()
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _holds(value: float, limit: float | None, at_most: bool) -> bool | None:
+    if limit is None:
+        return None
+    return value <= limit if at_most else value >= limit
+
+
+def _verdict(holds: bool | None) -> str:
+    return "" if holds is None else "holds" if holds else "DOES NOT HOLD"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

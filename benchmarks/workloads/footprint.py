@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.figures import Figure
+from benchmarks.figures import Comparison, Figure
 
 RUNS = 5
 _PENSTOCK = [sys.executable, "-m", "nodes.cli.main"]
@@ -61,7 +61,7 @@ def _first_result(folder: Path) -> float:
         return time.perf_counter() - began
 
 
-def measure() -> list[Figure]:
+def measure() -> list[Figure | Comparison]:
     """All figures of this file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
