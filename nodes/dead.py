@@ -27,6 +27,8 @@ _OVERHEAD = 512
 """Bytes that a letter takes beside its payload, about; the triggers below know it too."""
 _MOST_WAITING = 16_384
 _RETRY = 1.0
+_PATIENCE = 5.0
+"""Seconds to wait for another process that writes."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS letters (
     id INTEGER PRIMARY KEY AUTOINCREMENT, first INTEGER NOT NULL, last INTEGER NOT NULL, times INTEGER NOT NULL,
@@ -189,9 +191,9 @@ class DeadLetters:
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(self.path, timeout=5, check_same_thread=False)
+        db = sqlite3.connect(self.path, timeout=_PATIENCE, check_same_thread=False)
         try:
-            db.execute("PRAGMA journal_mode=WAL")
+            _begin_log(db)
             db.execute("PRAGMA synchronous=FULL")
             db.execute(f"PRAGMA journal_size_limit={self._limit // 4}")
             db.executescript(_SCHEMA)
@@ -212,6 +214,22 @@ class DeadLetters:
                 break
         db.execute("DELETE FROM letters WHERE id <= ?", (last,))
         db.execute("UPDATE totals SET value = value + ? WHERE name = 'dropped'", (dropped,))
+
+
+def _begin_log(db: sqlite3.Connection) -> None:
+    """Write-ahead logging. Where two open a new file at the same time, SQLite refuses one of them at once, without its
+    usual patience (it could not be told from a deadlock).
+    """
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 class Burials:

@@ -93,6 +93,25 @@ def test_a_damaged_file_is_moved_aside(tmp_path: Path) -> None:
     assert (tmp_path / "n.dead.damaged").stat().st_size == 5000
 
 
+def test_a_new_file_is_opened_by_several_at_once(tmp_path: Path) -> None:
+    for attempt in range(20):
+        files = [DeadLetters(tmp_path / f"{attempt}.dead") for _ in range(6)]
+        together = threading.Barrier(len(files))
+
+        def work(of: int, files: list[DeadLetters] = files, together: threading.Barrier = together) -> None:
+            together.wait()
+            files[of].add([letter(of)])
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(files))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(files[0].letters()) == len(files)
+        for file in files:
+            file.close()
+
+
 def test_many_threads_write_at_once(tmp_path: Path) -> None:
     kept, other = DeadLetters(tmp_path / "n.dead"), DeadLetters(tmp_path / "n.dead")
 

@@ -376,3 +376,75 @@ def test_the_in_process_bus_carries_it_too(tmp_path: Path) -> None:
     (draft,) = [d for c in chunks for d in c.drafts]
     assert isinstance(draft.body, Readings)
     assert draft.body.columns["id"] == ["n:1:0"]
+
+
+_CELLS = st.one_of(
+    st.floats(allow_nan=False, width=32),
+    st.integers(-(2**70), 2**70),
+    st.sampled_from(["on", "", "21.5", "2024-05-01T06:00:00Z"]),
+    st.booleans(),
+    st.none(),
+    st.just([1]),
+    st.dictionaries(st.sampled_from(["a", "b"]), st.floats(0, 9), max_size=2),
+)
+_RECORDS = st.one_of(
+    st.fixed_dictionaries({"v": st.floats(-50, 50), "n": st.integers(0, 9), "t": st.integers(0, 2**40)}),
+    st.dictionaries(st.sampled_from(["v", "n", "t", "o", "id"]), _CELLS, max_size=5),
+    st.just(3.5),
+)
+_WAYS = st.fixed_dictionaries(
+    {},
+    optional={
+        "fields": st.dictionaries(
+            st.sampled_from("pqr"), st.sampled_from(["$.v", "$.n", "$.o.a", "$.o", "topic[1]"]), min_size=1
+        ),
+        "device": st.sampled_from(["topic[1]", "topic[5]", "$.id", "$.v"]),
+        "time": st.sampled_from(["$.t", "$.o.b"]),
+        "time_unit": st.sampled_from(["s", "ms", "iso", None]),
+        "types": st.sampled_from([{"p": "int"}, {"p": "text", "q": "float"}, {"v": "int", "n": "bool"}]),
+        "format": st.sampled_from(["json", "msgpack"]),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.sampled_from("xyz"), _RECORDS), max_size=6), max_size=4), _WAYS)
+def test_the_short_way_gives_what_the_long_way_gives(
+    chunks: list[list[tuple[str, Any]]], options: dict[str, Any]
+) -> None:
+    """The decoder has a short way for records that are all as expected; here the same chunks go both ways."""
+    config = Config.model_validate({"topics": ["#"], **options})
+    short, long = Decoder(config, "in"), Decoder(config, "in")
+    long.regular = None
+    for chunk in chunks:
+        try:
+            payloads = [(f"a/{d}", getattr(msgspec, config.format).encode(record)) for d, record in chunk]
+        except OverflowError:  # msgpack has no integers of 70 bits
+            return
+        one, other = (way.decode([Delivery(t, p, 0) for t, p in payloads], NOW) for way in (short, long))
+        assert [letter[:2] for letter in one[1]] == [letter[:2] for letter in other[1]]
+        assert [(d.source, d.time) for d in one[0]] == [(d.source, d.time) for d in other[0]]
+        for a, b in zip(map(only, [[d] for d in one[0]]), map(only, [[d] for d in other[0]]), strict=True):
+            assert (a.n, a.source) == (b.n, b.source)
+            np.testing.assert_array_equal(np.asarray(a.time), np.asarray(b.time))
+            assert list(a.columns) == list(b.columns)
+            for left, right in zip(a.columns.values(), b.columns.values(), strict=True):
+                assert type(left) is type(right)
+                assert getattr(left, "dtype", None) == getattr(right, "dtype", None)
+                np.testing.assert_array_equal(np.asarray(left), np.asarray(right))
+
+
+def test_the_short_way_is_gone() -> None:
+    """By records as devices send them; else the test above compares the long way with itself."""
+    fields = {"v": "$.v.w", "topic": "topic[0]"}
+    config = Config.model_validate({"topics": ["#"], "fields": fields, "device": "topic[1]", "time": "$.t"})
+    decoder = Decoder(config, "in")
+    deliveries = [Delivery(f"a/{i % 3}", b'{"v": {"w": %d.5}, "t": 1714543200}' % i, 0) for i in range(9)]
+    decoder.decode(deliveries, NOW)  # types are seen here first
+    assert decoder.regular is not None
+    n, columns, devices, times = decoder.regular.rows(deliveries)
+    assert n == 9
+    assert list(columns) == ["v", "topic"]
+    assert devices == ["0", "1", "2"] * 3
+    assert times is not None
+    assert times.tolist() == [NOW] * 9

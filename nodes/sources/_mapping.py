@@ -26,13 +26,18 @@ def is_path(text: str) -> bool:
     return text.startswith(("$", "topic["))
 
 
+def topic_level(path: str) -> int | None:
+    """The level that ``topic[1]`` names; None: it is another path."""
+    found = _TOPIC.fullmatch(path)
+    return int(found[1]) if found else None
+
+
 def getter(path: str) -> Getter:
     """Compile ``$.a.b[0]["x y"]`` (into the record) or ``topic[1]`` (a level of the topic, from 0; negative: from the end).
 
     :raises ValueError: neither; the text says where.
     """
-    if found := _TOPIC.fullmatch(path):
-        level = int(found[1])
+    if (level := topic_level(path)) is not None:
 
         def of_topic(record: Any, levels: Sequence[str]) -> Any:
             del record
@@ -100,6 +105,10 @@ class Types:
 
     def __init__(self, given: dict[str, CellType]) -> None:
         self._types: dict[str, CellType] = dict(given)
+
+    def known(self, name: str) -> CellType | None:
+        """The type of a field, where it is known."""
+        return self._types.get(name)
 
     def column(self, name: str, values: list[Any]) -> tuple[Column, dict[int, str]]:
         """A column, and the index of each value that does not fit → why. Those are missing in the column.

@@ -15,6 +15,8 @@ from nodes.sources._pace import nanoseconds
 UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 """Units of epoch numbers, in ns."""
 
+_SIZES = ((1e11, "s"), (1e14, "ms"), (1e17, "us"), (float("inf"), "ns"))
+"""Epoch numbers below a limit are of its unit."""
 _NUMBER = re.compile(r"\s*[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\s*")
 _PLAIN = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?Z?")
 _FRACTION = re.compile(r"[.,]([0-9]{7,})")
@@ -30,7 +32,22 @@ def guess(sample: Sequence[str]) -> str:
     if 2 * len(numbers) <= len([c for c in sample if c.strip()]):
         return "iso"
     largest = numbers[len(numbers) // 2]
-    return "s" if largest < 1e11 else "ms" if largest < 1e14 else "us" if largest < 1e17 else "ns"
+    return next(unit for limit, unit in _SIZES if largest < limit)
+
+
+def unit_of(numbers: NDArray[np.float64] | NDArray[np.int64]) -> str | None:
+    """The unit that :func:`guess` finds for each of these; None: not the same for all, or one is not finite."""
+    if not numbers.size:
+        return None
+    sizes = np.abs(numbers.astype(np.float64))
+    least, most = float(sizes.min()), float(sizes.max())
+    units = {next((unit for limit, unit in _SIZES if size < limit), None) for size in (least, most)}
+    return units.pop() if len(units) == 1 else None
+
+
+def all_plain(cells: Sequence[str]) -> bool:
+    """Whether all are ISO 8601 in the form that :func:`from_texts` reads at once."""
+    return all(map(_PLAIN.fullmatch, cells))
 
 
 def from_numbers(values: NDArray[np.float64] | NDArray[np.int64], unit: str) -> NDArray[np.int64]:
@@ -83,7 +100,7 @@ def from_texts(cells: Sequence[str], form: str, zone: tzinfo | None = None) -> N
                 return from_numbers(np.array([int(c) for c in cells], np.int64), form)
             except (ValueError, OverflowError):
                 return from_numbers(np.fromiter(map(float, cells), np.float64, len(cells)), form)
-    elif form == "iso" and zone is None and all(map(_PLAIN.fullmatch, cells)):
+    elif form == "iso" and zone is None and all_plain(cells):
         texts = [c.removesuffix("Z") for c in cells]
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
@@ -21,6 +22,7 @@ from nodes.options import Options
 from nodes.sources import _times
 from nodes.sources._cells import CellType
 from nodes.sources._mapping import Getter, Types, flatten, getter, is_path
+from nodes.sources._regular import Irregular, Regular
 from schemas import codec
 from schemas.errors import ClosedError, ConfigError, Problem, did_you_mean
 from schemas.messages import Column, Message, Readings
@@ -150,15 +152,17 @@ class MqttSource(Source):
         if subscription is None:
             return
         number, dropped = 0, 0
+        encoded = self._bus is not None and self._bus.encoded
         while True:
             try:
                 deliveries = await subscription.receive()
             except ClosedError:
                 return
             number += 1
-            for delivery in deliveries:
-                if isinstance(delivery.payload, Message):  # a node of ours on the in-process bus
-                    delivery.payload = codec.encode(delivery.payload)
+            if not encoded:
+                for delivery in deliveries:
+                    if isinstance(delivery.payload, Message):  # a node of ours on the in-process bus
+                        delivery.payload = codec.encode(delivery.payload)
             drafts, dead = self._decoder.decode(deliveries, time.time_ns())
             self._unsettled[number] = deliveries
             lost, dropped = subscription.dropped - dropped, subscription.dropped
@@ -196,12 +200,18 @@ class Decoder:
             "number": _number,
             "text": _text,
         }[config.format]
+        self.regular: Regular | None = None
+        with suppress(Irregular):
+            self.regular = Regular(config, self._types)
 
     def decode(self, deliveries: Sequence[Delivery], now: int) -> tuple[list[Draft], list[_Dead]]:
         """One message (with ``split`` one a device) of all rows, oldest first.
 
         :param now: time of arrival, ns since the epoch.
         """
+        if self.regular is not None and deliveries:
+            with suppress(Irregular):
+                return self._drafts(*self.regular.rows(deliveries), now), []
         dead: list[_Dead] = []
         found, of = self._parsed(deliveries, dead)
         levels = [d.topic.split("/") for d in deliveries]
