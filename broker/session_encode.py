@@ -9,7 +9,8 @@ from broker.session_link import GATHER, Link
 from broker.session_outbox import Outbox
 from schemas.errors import BusError, PacketTooLargeError
 
-_QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE)
+_AT_LEAST_ONCE = mqtt5.QoS.AT_LEAST_ONCE
+_QOS = (mqtt5.QoS.AT_MOST_ONCE, _AT_LEAST_ONCE)
 _WORTH_AN_ALIAS = 8  # characters of a topic
 
 
@@ -55,8 +56,15 @@ class SessionOutbox(Outbox):
                 payload = bytes(payload)
         large = len(payload) >= GATHER
         try:
-            if not publication.qos and not publication.retain and alias is None and not large and _plain(publication):
-                data = mqtt5.PublishPacket(name, payload).write()
+            if alias is None and not large and not duplicate and _plain(publication):
+                # nearly all are like this, and arguments that say nothing cost more than the rest
+                content = publication.content_type
+                if not publication.qos:
+                    packet = mqtt5.PublishPacket(name, payload, content_type=content)
+                else:
+                    qos = _AT_LEAST_ONCE
+                    packet = mqtt5.PublishPacket(name, payload, qos=qos, packet_id=packet_id, content_type=content)
+                data = packet.write()
             else:
                 data = mqtt5.PublishPacket(
                     name,
@@ -92,7 +100,7 @@ class SessionOutbox(Outbox):
 
 
 def _plain(publication: Publication) -> bool:
-    return publication.expiry is None and not publication.properties and publication.content_type is None
+    return publication.expiry is None and not publication.properties and not publication.retain
 
 
 def _head(empty: bytes, payload: int) -> bytes:

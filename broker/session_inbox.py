@@ -118,11 +118,14 @@ class SessionSubscription(Subscription):
         await self.arrived()
         taken = list(self.queue)
         self.queue.clear()
-        self.held += sum(d.handle is not None for d in taken)
+        if self._inbox.numbered:
+            self.held += sum(d.handle is not None for d in taken)
         self._inbox.unblock(self)
         return taken
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        if not self._inbox.numbered:
+            return
         done = False
         for delivery in deliveries:
             inbound: Inbound | None = delivery.handle
@@ -139,17 +142,16 @@ class SessionSubscription(Subscription):
         if not self.closed:
             await self._ender(self)
 
-    def put(self, delivery: Delivery) -> bool:
-        """Queue it, or drop it or another by the policy; False: the link must pause."""
+    def put(self, delivery: Delivery) -> None:
+        """Queue it, or drop it or another by the policy."""
         if delivery.handle is None and self.full:
             if self.overflow == "sample":
                 self._drop(delivery)
-                return True
+                return
             if self.overflow == "latest":
                 self._replace(delivery)
-                return True
+                return
         self.queue.append(delivery)
-        return self.overflow != "block" or not self.full
 
     def _replace(self, delivery: Delivery) -> None:
         """Drop the oldest QoS 0 delivery for this one; where all are QoS 1, this one is what is dropped."""
@@ -189,6 +191,7 @@ class Inbox:
     def __init__(self, receive_maximum: int, on_free: Callable[[], None], *, surplus: int | None = None) -> None:
         self.filters: dict[str, Filter] = {}
         self.dropped = 0  # QoS 0 without a subscription
+        self.numbered = False  # something of QoS 1 or 2 has come
         self._receive_maximum = receive_maximum
         self._on_free = on_free
         self._surplus = receive_maximum if surplus is None else surplus
@@ -318,17 +321,18 @@ class Inbox:
                 return
             properties = packet.user_properties
             for subscription in targets:
-                delivery = Delivery(
-                    topic,
-                    packet.payload,
-                    0,
-                    packet.retain,
-                    False,
-                    tuple(properties) if properties else (),
-                )
-                if not subscription.put(delivery) and subscription.ready:
-                    self.blocking.add(subscription)
-                self._touched.add(subscription)
+                delivery = Delivery(topic, packet.payload, 0, packet.retain)
+                if properties:
+                    delivery.properties = tuple(properties)
+                queue = subscription.queue
+                if not queue:  # nobody waits at a queue that has something
+                    self._touched.add(subscription)
+                if subscription.overflow == "block":
+                    queue.append(delivery)
+                    if len(queue) + subscription.held >= subscription.capacity and subscription.ready:
+                        self.blocking.add(subscription)
+                else:
+                    subscription.put(delivery)
             return
         qos = packet.qos.value
         if qos == 2:
@@ -339,6 +343,7 @@ class Inbox:
                     self.settle()
                 return
         inbound = Inbound(packet_id, qos)
+        self.numbered = True
         if qos == 2:
             self._exactly[packet_id] = inbound
         self._order.append(inbound)

@@ -94,7 +94,7 @@ def test_a_damaged_file_is_moved_aside(tmp_path: Path) -> None:
 
 
 def test_a_new_file_is_opened_by_several_at_once(tmp_path: Path) -> None:
-    for attempt in range(20):
+    for attempt in range(4):
         files = [DeadLetters(tmp_path / f"{attempt}.dead") for _ in range(6)]
         together = threading.Barrier(len(files))
 

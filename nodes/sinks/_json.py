@@ -7,7 +7,8 @@ arrays are nested lists, larger ones and bytes are base64 text beside their dtyp
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -144,36 +145,46 @@ def records(messages: Sequence[Message]) -> list[dict[str, Any]]:
     A message whose type has no rows is one object, as :func:`plain` has it. A field that only other messages have is left
     out; one that is missing in a row is null.
     """
-    return [record for _, record in _records(messages)]
+    out: list[dict[str, Any]] = []
+    for _, part, table in _tables(messages):
+        if table is None:
+            out += map(plain, part)
+        else:
+            out += (dict(zip(table, cells, strict=True)) for cells in zip(*table.values(), strict=True))
+    return out
 
 
-def _records(messages: Sequence[Message]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """With each the index of its message. Neighbours with the same fields go through one table."""
+def _tables(messages: Sequence[Message]) -> Iterator[tuple[list[int], list[Message], dict[str, list[Any]] | None]]:
+    """Neighbours with the same fields: for each row the index of its message, the messages, and all cells by name.
+
+    Where they have no rows, the messages' own indexes and no cells.
+    """
     start = 0
     while start < len(messages):
         stop = start + 1
         shape = _shape(messages[start])
         while stop < len(messages) and _shape(messages[stop]) == shape:
             stop += 1
-        part = messages[start:stop]
+        part = list(messages[start:stop])
         if shape is None:
-            yield from ((start + i, plain(m)) for i, m in enumerate(part))
-            start = stop
-            continue
-        table = rows(part)
-        columns = values(table)
-        if isinstance(part[0].body, Aggregate):
-            bodies = [m.body for m in part if isinstance(m.body, Aggregate)]
-            columns["revision"] = [b.revision for b in bodies]
-            columns["start"] = [iso(b.window.start) for b in bodies]
-            columns["end"] = [iso(b.window.end) for b in bodies]
-        of, number = table.message.tolist(), row_numbers(table).tolist()
-        heads = zip(of, number, table.source, iso_all(table.time), strict=True)
-        cells = zip(*columns.values(), strict=True) if columns else iter([()] * table.n)
-        kind = part[0].type
-        for (i, k, s, t), c in zip(heads, cells, strict=True):
-            head = {"id": part[i].id, "row": k, "type": kind, "source": s, "time": t}
-            yield start + i, {**head, **dict(zip(columns, c, strict=True))}
+            yield list(range(start, stop)), part, None
+        else:
+            table = rows(part)
+            of = table.message.tolist()
+            cells: dict[str, list[Any]] = {
+                "id": [part[i].id for i in of],
+                "row": row_numbers(table).tolist(),
+                "type": [part[0].type] * table.n,
+                "source": table.source,
+                "time": iso_all(table.time),
+                **values(table),
+            }
+            if isinstance(part[0].body, Aggregate):
+                bodies = [m.body for m in part if isinstance(m.body, Aggregate)]
+                cells["revision"] = [b.revision for b in bodies]
+                cells["start"] = [iso(b.window.start) for b in bodies]
+                cells["end"] = [iso(b.window.end) for b in bodies]
+            yield [start + i for i in of], part, cells
         start = stop
 
 
@@ -196,4 +207,18 @@ def lines(messages: Sequence[Message], each: Each) -> list[tuple[int, bytes]]:
     """(index of its message, JSON without a line break) of each object."""
     if each == "message":
         return [(i, encode(plain(m))) for i, m in enumerate(messages)]
-    return [(i, encode(r)) for i, r in _records(messages)]
+    out: list[tuple[int, bytes]] = []
+    for of, part, table in _tables(messages):
+        made: Iterable[Any] = map(plain, part) if table is None else map(_row(tuple(table)), *table.values())
+        out += zip(of, map(encode, made), strict=True)
+    return out
+
+
+@lru_cache(maxsize=256)
+def _row(names: tuple[str, ...]) -> Callable[..., Any]:
+    """What makes an object of a row's cells. A struct is made and written in half the time of a map."""
+    fields = [f"f{i}" for i in range(len(names))]
+    try:
+        return msgspec.defstruct("Row", fields, rename=dict(zip(fields, names, strict=True)), gc=False)
+    except (TypeError, ValueError):  # a name that a struct cannot have
+        return lambda *cells: dict(zip(names, cells, strict=True))
