@@ -24,7 +24,7 @@ from broker.session_client import FAREWELL, Client
 from broker.session_dial import check, hello, reach, words
 from broker.session_encode import SessionOutbox
 from broker.session_inbox import Filter, Inbox
-from broker.session_link import Incoming, Link, MalformedError
+from broker.session_link import Incoming, Link, MalformedError, Way
 from broker.session_options import Address, Options
 from schemas.errors import ConnectError
 
@@ -71,7 +71,8 @@ class Session(Client):
     async def _dial(self, left: float) -> asyncio.Future[None]:
         if self.address.tls and self._tls is None:
             self._tls = await asyncio.to_thread(self.options.tls)
-        link = self._link = self._last = Link(self._packets, self._outbox.progress, self.options.max_packet_size)
+        inbox, most = self._inbox, self.options.max_packet_size
+        link = self._link = self._last = Link(self._packets, self._outbox.progress, most, inbox.ways, inbox.learn)
         greeting = hello(self.client_id, self.options, fresh=self._fresh)
         timeout = max(0.05, min(self.options.timeout, left))
         await reach(link, self.address, self.options, self._tls, greeting, timeout)
@@ -193,28 +194,32 @@ class Session(Client):
 
     def _route(self, link: Link, packets: Iterable[Incoming]) -> None:
         inbox, outbox, acked = self._inbox, self._outbox, False
-        publish, blocking = inbox.publish, inbox.blocking
+        publish, deliver, blocking = inbox.publish, inbox.deliver, inbox.blocking
         todo = iter(packets)
         try:
             for packet in todo:
                 kind = type(packet)
-                if kind is mqtt5.PublishPacket:
+                if kind is tuple:
+                    deliver(*cast("tuple[Way, bytes]", packet))
+                elif kind is mqtt5.PublishPacket:
                     publish(cast("mqtt5.PublishPacket", packet))
-                    if blocking:
-                        self._stash = todo
-                        break
                 elif kind is int:
                     acked = True
                     outbox.acknowledged(cast("int", packet))
+                    continue
                 else:
-                    acked = self._control(link, packet) or acked
+                    acked = self._control(link, cast("mqtt5.Packet", packet)) or acked
+                    continue
+                if blocking:
+                    self._stash = todo
+                    break
         except MalformedError as error:
             link.refuse(error.code, str(error))
         inbox.turn()
         if acked:
             outbox.progress()
 
-    def _control(self, link: Link, packet: Incoming) -> bool:
+    def _control(self, link: Link, packet: mqtt5.Packet) -> bool:
         """Everything that is rare; True: the send window may have room."""
         match packet:
             case mqtt5.PubAckPacket():

@@ -15,12 +15,14 @@ from typing import Protocol
 import mqtt5
 
 from broker.bus import Delivery, Overflow, Subscription
-from broker.session_link import MalformedError
+from broker.session_link import MalformedError, Way
 from schemas.errors import BusError, ClosedError
 from schemas.topics import matches
 
 ALIASES = 32
 """Topic aliases that the broker may use towards us."""
+WAYS = 16_384
+"""Topics whose way is remembered."""
 
 _PUBACK = b"\x40\x02"
 _PUBREC = b"\x50\x02"
@@ -199,6 +201,7 @@ class Inbox:
         self._by_id = True
         self._ids: dict[int, tuple[SessionSubscription, ...]] = {}
         self._routes: dict[str, tuple[SessionSubscription, ...]] = {}
+        self.ways: dict[bytes, Way] = {}
         self._aliases: dict[int, str] = {}
         self._order: deque[Inbound] = deque()
         self._exactly: dict[int, Inbound] = {}  # QoS 2: handed over, PUBREL has not come
@@ -212,7 +215,7 @@ class Inbox:
         """A connection stands. ``resumed``: the broker has our session and sends again what is unacknowledged."""
         self._link = link
         self._by_id = by_id
-        self._routes.clear()
+        self._forget_routes()
         self._aliases.clear()
         self._order.clear()
         self._orphans.clear()
@@ -253,7 +256,7 @@ class Inbox:
         if subscription not in found.subscriptions:
             found.subscriptions.append(subscription)
         self._ids[found.identifier] = tuple(found.subscriptions)
-        self._routes.clear()
+        self._forget_routes()
         return found
 
     def adopt(self, subscription: SessionSubscription) -> None:
@@ -286,7 +289,7 @@ class Inbox:
                 if not found.subscriptions:
                     del self.filters[found.pattern], self._ids[found.identifier]
                     unused.append(found)
-        self._routes.clear()
+        self._forget_routes()
         return unused
 
     def refuse_orphans(self) -> int:
@@ -299,6 +302,10 @@ class Inbox:
         if link is not None and count:
             self.settle()
         return count
+
+    def _forget_routes(self) -> None:
+        self._routes.clear()
+        self.ways.clear()
 
     def wants_retained(self, topic: str) -> bool:
         """Whether a filter that matches asked for retained messages, for brokers that cannot be told."""
@@ -324,15 +331,7 @@ class Inbox:
                 delivery = Delivery(topic, packet.payload, 0, packet.retain)
                 if properties:
                     delivery.properties = tuple(properties)
-                queue = subscription.queue
-                if not queue:  # nobody waits at a queue that has something
-                    self._touched.add(subscription)
-                if subscription.overflow == "block":
-                    queue.append(delivery)
-                    if len(queue) + subscription.held >= subscription.capacity and subscription.ready:
-                        self.blocking.add(subscription)
-                else:
-                    subscription.put(delivery)
+                self._put(subscription, delivery)
             return
         qos = packet.qos.value
         if qos == 2:
@@ -355,6 +354,41 @@ class Inbox:
         else:
             inbound.waiting = 1
             self._orphans.append((topic, packet, inbound))
+
+    def deliver(self, way: Way, payload: bytes) -> None:
+        """Route a QoS 0 message whose way is known: :meth:`_put`, without the call, for it is what comes most."""
+        topic, targets = way
+        for subscription in targets:
+            queue = subscription.queue
+            if not queue:
+                self._touched.add(subscription)
+            if subscription.overflow != "block":
+                subscription.put(Delivery(topic, payload))
+                continue
+            queue.append(Delivery(topic, payload))
+            if len(queue) + subscription.held >= subscription.capacity and subscription.ready:
+                self.blocking.add(subscription)
+
+    def learn(self, before: bytes, packet: mqtt5.PublishPacket) -> None:
+        """Remember where QoS 0 messages go that begin like this one, if nothing in it is for this one alone."""
+        if packet.topic_alias is None and packet.message_expiry_interval is None and not packet.user_properties:
+            targets = self._targets(packet.topic, packet)
+            if targets:
+                if len(self.ways) >= WAYS:
+                    self.ways.clear()
+                self.ways[before] = Way(packet.topic, tuple(targets))
+
+    def _put(self, subscription: SessionSubscription, delivery: Delivery) -> None:
+        """Queue a QoS 0 delivery, or drop it or another by the subscription's policy."""
+        queue = subscription.queue
+        if not queue:  # nobody waits at a queue that has something
+            self._touched.add(subscription)
+        if subscription.overflow == "block":
+            queue.append(delivery)
+            if len(queue) + subscription.held >= subscription.capacity and subscription.ready:
+                self.blocking.add(subscription)
+        else:
+            subscription.put(delivery)
 
     def _hand(
         self, targets: Sequence[SessionSubscription], topic: str, packet: mqtt5.PublishPacket, inbound: Inbound
@@ -435,7 +469,7 @@ class Inbox:
         route = self._routes.get(topic)
         if route is None:
             if len(self._routes) >= 4096:
-                self._routes.clear()
+                self._forget_routes()
             found = (s for f in self.filters.values() if matches(f.topic, topic) for s in f.subscriptions)
             route = self._routes[topic] = tuple(dict.fromkeys(found))
         return route

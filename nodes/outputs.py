@@ -145,6 +145,11 @@ class Outputs:
         )
 
     @property
+    def staged(self) -> bool:
+        """Something is to be sent after the next commit."""
+        return bool(self._staged or self._staged_local)
+
+    @property
     def backlog(self) -> int:
         """Messages sent and not yet done."""
         return sum(len(channel.window.kept) for channel in self._channels.values())

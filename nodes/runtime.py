@@ -35,6 +35,8 @@ from schemas.messages import End, Message, Progress
 
 COMMIT_LINGER = 0.005
 """Seconds over which done steps are gathered into one commit and one acknowledgement."""
+LAZY = 10
+"""As many times as long, where no producer waits for it and nothing is to be sent after it: only the books are late."""
 BOOKS_EVERY = 1.0
 """Seconds between publications of the books."""
 _MOST_STEPS = 4096
@@ -357,7 +359,10 @@ class Runtime(ABC):
             await self._moved.wait()
             self._moved.clear()
             if self._done or self.stateful or self._refused:
-                await asyncio.sleep(COMMIT_LINGER)
+                for _ in range(LAZY if self._unhurried else 1):
+                    await asyncio.sleep(COMMIT_LINGER)
+                    if self._finished or self._stopping.is_set() or (self.stateful and self.outputs.staged):
+                        break
                 self._committing = True
                 try:
                     await self._commit()
@@ -401,6 +406,12 @@ class Runtime(ABC):
         await self.inputs.acknowledge()
         if work.position is not None:
             await self.settled(work.position)
+
+    @property
+    def _unhurried(self) -> bool:
+        """All that comes in comes by ``fast`` edges."""
+        edges = self.spec.inputs
+        return bool(edges) and not any(edge.safe for edge in edges)
 
     def _whole(self) -> AbstractAsyncContextManager[object]:
         """Around an operator's call and the entry of its step: a commit of state sees both or neither."""

@@ -325,6 +325,10 @@ def _table(messages: Sequence[Message], places: list[int]) -> Table:
     if len(bodies) != len(chosen):
         one = rows(chosen)
         return Table(chosen, places, one.n, one.columns, one.time, one.message, np.arange(one.n))
+    if len(chosen) == 1:
+        n, time = bodies[0].n, bodies[0].time
+        time = np.full(n, chosen[0].time, np.int64) if time is None else time
+        return Table(chosen, places, n, dict(bodies[0].columns), time, np.zeros(n, np.int64), np.arange(n))
     lengths = [b.n for b in bodies]
     n = sum(lengths)
     columns = {name: concat([b.columns[name] for b in bodies], lengths) for name in bodies[0].columns}

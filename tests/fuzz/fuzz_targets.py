@@ -116,7 +116,9 @@ def session(data: bytes) -> None:
 async def _session(how: int, data: bytes) -> None:
     client = Session("mqtt://nowhere")
     limit = 100_000
-    link = client._link = client._last = Link(client._packets, client._outbox.progress, limit)
+    link = client._link = client._last = Link(
+        client._packets, client._outbox.progress, limit, client._inbox.ways, client._inbox.learn
+    )
     wire: Any = _Wire()
     link.connection_made(wire)
     tasks: list[asyncio.Task[Any]] = []
