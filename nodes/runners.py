@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import groupby
@@ -19,7 +19,7 @@ from nodes.operator import Chunk, Emit, Operator, Sink, Source
 from nodes.runtime import Runtime
 from nodes.step import Links, Step
 from schemas.errors import RejectedError, SinkAwayError
-from schemas.messages import Message
+from schemas.messages import Message, rows_of
 
 _MOST_DRAFTS = 256
 """Messages drawn from a source ahead of what is sent."""
@@ -69,8 +69,8 @@ class OperatorRuntime(Runtime):
             deadline = None if wake is None else time.monotonic() + max(0, wake - time.time_ns()) / 1e9
             items = await self.inputs.take(operator.max_batch, operator.linger, deadline)
             async with self._whole():
-                for edge, run in groupby(items, key=lambda item: item.edge.name):
-                    await self._process(edge, list(run))
+                for edge, run in _by_edge(items, one=len(self.inputs.edges) == 1):
+                    await self._process(edge, run)
                 await self._tell_ends()
                 if wake is not None and (now := time.time_ns()) >= wake:
                     emit, held = Emit(), operator.held()
@@ -104,7 +104,7 @@ class OperatorRuntime(Runtime):
             self._times[edge] = max(self._times.get(edge, time_), self.operator.advance(edge, time_, emit))
             if len(self._times) == len(self.inputs.edges):
                 step.advanced = min(self._times.values())
-        self._book(step, sum(message.rows for message in messages), emit, held)
+        self._book(step, rows_of(messages), emit, held)
         await self._deliver(step, emit)
 
     async def _call(self, messages: list[Message], edge: str, emit: Emit) -> None:
@@ -163,6 +163,16 @@ class OperatorRuntime(Runtime):
         else:
             left = rows - emit.filtered - sum(emit.dropped.values()) - dead
             entry.passed += left - (self.operator.held() - held)
+
+
+def _by_edge(items: list[Item], *, one: bool) -> Iterator[tuple[str, list[Item]]]:
+    """Runs of items that came by one edge; ``one``: the node has no other."""
+    if one:
+        if items:
+            yield items[0].edge.name, items
+        return
+    for edge, run in groupby(items, key=lambda item: item.edge.name):
+        yield edge, list(run)
 
 
 def mark(message: Message, edge: str) -> Message:
@@ -310,7 +320,7 @@ class SinkRuntime(Runtime):
             for index, reason in rejected:
                 step.entry.bury("rejected", messages[index].rows)
                 self._bury(given[index], "rejected", reason, edges[id(given[index])].name)
-            step.entry.passed += sum(message.rows for message in messages) - sum(step.entry.dead.values())
+            step.entry.passed += rows_of(messages) - sum(step.entry.dead.values())
             self._measure(items, began, time.time_ns())
         await self._deliver(step, Emit())
         return True
