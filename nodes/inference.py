@@ -19,7 +19,7 @@ import numpy as np
 
 from nodes.backends._backend import Backend, Signature, dequantise
 from nodes.decoders._decoder import Answer, Decoder
-from nodes.features import Gatherer, Item, UnfitError, missing, stacked
+from nodes.features import Gatherer, Item, UnfitError, fit, missing, stacked
 from nodes.operator import Emit, Operator
 from schemas.errors import ConfigError
 from schemas.messages import Array, Message, Model, Predictions, Readings
@@ -123,19 +123,9 @@ class Infer(Operator):
             self._process(messages, emit)
 
     def _process(self, messages: list[Message], emit: Emit) -> None:
-        items: list[Item] = []
-        for message in messages:
-            try:
-                items.extend(self._gatherer.items(message))
-            except UnfitError as error:
-                emit.reject(message, error.reason, error.detail)
+        items, inputs, bad = self._gather(messages, emit)
         if not items:
             return
-        inputs: dict[str, Array] = {}
-        bad = np.zeros(len(items), np.bool_)
-        for spec in self._signature.inputs:
-            inputs[spec.name], holes = stacked(items, spec)
-            bad |= holes
         if bad.any():
             good = self._refuse(
                 items, bad, emit, "nan-input", "a value is missing (NaN); fill or filter it before infer"
@@ -146,6 +136,29 @@ class Infer(Operator):
         for start in range(0, len(items), most):
             part = slice(start, start + most)
             self._chunk(items[part], {name: value[part] for name, value in inputs.items()}, emit)
+
+    def _gather(self, messages: list[Message], emit: Emit) -> tuple[list[Item], dict[str, Array], Array]:
+        """What is to be inferred on, the model's inputs for all of it, and which of it has a NaN in it."""
+        items: list[Item] = []
+        inputs: dict[str, Array] = {}
+        specs = self._signature.inputs
+        try:
+            if (same := self._gatherer.alike(messages)) is not None:
+                inputs[specs[0].name], bad = fit(same[1], specs[0])
+                return same[0], inputs, bad
+        except UnfitError:
+            pass  # said of each, below
+        for message in messages:
+            try:
+                items.extend(self._gatherer.items(message))
+            except UnfitError as error:
+                emit.reject(message, error.reason, error.detail)
+        bad = np.zeros(len(items), np.bool_)
+        if items:
+            for spec in specs:
+                inputs[spec.name], holes = stacked(items, spec)
+                bad |= holes
+        return items, inputs, bad
 
     def _refuse(self, items: list[Item], bad: Array, emit: Emit, reason: str, detail: str) -> Array:
         """Dead-letter the bad ones; the places of the others."""
