@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -23,6 +25,9 @@ from schemas.messages import Message, rows_of
 
 _MOST_DRAFTS = 256
 """Messages drawn from a source ahead of what is sent."""
+_SWITCH = 0.0005
+"""Seconds after which Python takes the interpreter from a thread that another waits for, in processes with a model in a
+thread: at its usual 5 ms a model waits longer to go on than it takes to answer."""
 _BACKOFF = (0.2, 30.0)
 """Seconds to wait at first and at most before a sink that is away is tried again."""
 
@@ -42,7 +47,9 @@ class OperatorRuntime(Runtime):
         self.operator.open()
         self.stateful = self.spec.durable or self.operator.snapshot() is not None
         if self.operator.blocking:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.name)
+            calls = self.operator.calls if self.operator.overlaps else 1
+            self._thread = ThreadPoolExecutor(calls, thread_name_prefix=self.name)
+            sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH))
         self.passing = not self.operator.absorbs and self.spec.kind not in {"custom", "join"}
         self._marked = any(edge.marked for edge in self.spec.inputs) and not self.operator.absorbs
 
@@ -61,6 +68,8 @@ class OperatorRuntime(Runtime):
 
     async def work(self) -> None:
         operator = self.operator
+        if self._thread is not None and operator.overlaps and not self.stateful:
+            await self._work_ahead()
         while not self.inputs.ended:
             if self._stopping.is_set() and not self.inputs.queued:
                 return
@@ -86,6 +95,50 @@ class OperatorRuntime(Runtime):
             async with self._whole():
                 await self._end_again()
 
+    async def _work_ahead(self) -> None:
+        """The loop of :meth:`work` where the operator's calls may overlap with everything else.
+
+        While a thread is at one call, the answers of the one before are delivered and the next is taken and waits for it.
+        """
+        under_way: deque[asyncio.Task[None]] = deque()
+        try:
+            async with asyncio.TaskGroup() as deliveries:
+                while not self.inputs.ended and not (self._stopping.is_set() and not self.inputs.queued):
+                    await self.outputs.room()
+                    items = await self.inputs.take(self.operator.max_batch, self.operator.linger, None)
+                    for edge, run in _by_edge(items, one=len(self.inputs.edges) == 1):
+                        if len(under_way) > self.operator.calls:
+                            await under_way.popleft()
+                        step, emit, began = Step(), Emit(), time.time_ns()
+                        messages = self._admit(run, step)
+                        call = self._submit(messages, edge, emit) if messages else None
+                        last = under_way[-1] if under_way else None
+                        ending = self._end_call(last, call, edge, run, messages, step, emit, began)
+                        under_way.append(deliveries.create_task(ending))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _end_call(
+        self,
+        after: asyncio.Task[None] | None,
+        call: asyncio.Future[None] | None,
+        edge: str,
+        items: list[Item],
+        messages: list[Message],
+        step: Step,
+        emit: Emit,
+        began: int,
+    ) -> None:
+        """Deliver what a call of :meth:`_work_ahead` answers, when that of the call before is delivered."""
+        if call is not None:
+            try:
+                await call
+            except Exception as error:  # noqa: BLE001 - as in _process
+                emit = await self._one_by_one(messages, edge, error)
+        if after is not None:
+            await after
+        await self._conclude(edge, items, messages, step, emit, 0, began)
+
     async def _process(self, edge: str, items: list[Item]) -> None:
         step, held, began = Step(), self.operator.held(), time.time_ns()
         messages = self._admit(items, step)
@@ -95,6 +148,13 @@ class OperatorRuntime(Runtime):
                 await self._call(messages, edge, emit)
             except Exception as error:  # noqa: BLE001 - no message kills a node, whatever the user's code raises
                 emit = await self._one_by_one(messages, edge, error)
+        await self._conclude(edge, items, messages, step, emit, held, began)
+
+    async def _conclude(
+        self, edge: str, items: list[Item], messages: list[Message], step: Step, emit: Emit, held: int, began: int
+    ) -> None:
+        """Book and deliver what a call has answered."""
+        if messages:
             self._measure(items, began, time.time_ns())
             if self._marked:
                 emit.sent = [(port, mark(message, edge)) for port, message in emit.sent]
@@ -111,8 +171,12 @@ class OperatorRuntime(Runtime):
         if self._thread is None:
             self.operator.process(messages, edge, emit)
         else:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, self.operator.process, messages, edge, emit)
+            await self._submit(messages, edge, emit)
+
+    def _submit(self, messages: list[Message], edge: str, emit: Emit) -> asyncio.Future[None]:
+        """Give a call to a thread; they begin in order."""
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._thread, self.operator.process, messages, edge, emit)
 
     async def _one_by_one(self, messages: list[Message], edge: str, error: Exception) -> Emit:
         """The call with all of them failed: find those that fail, and answer the others."""
