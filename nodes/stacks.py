@@ -8,7 +8,7 @@ import numpy as np
 
 from schemas.messages import Array
 
-_WORTH = 4096
+_WORTH = 16 * 1024
 """Bytes of an array from which looking for a way around the copy is quicker than the copy."""
 
 

@@ -101,7 +101,7 @@ def test_large_blocks_of_white_do_not_overflow() -> None:
 
 
 def test_parts_of_one_array_are_put_together_without_a_copy() -> None:
-    whole = RNG.normal(size=(6, 40, 40))
+    whole = RNG.normal(size=(6, 80, 80))
     assert np.shares_memory(stacked(list(whole)), whole)
     np.testing.assert_array_equal(stacked(list(whole)), whole)
     np.testing.assert_array_equal(stacked(list(whole[2:5])), whole[2:5])
@@ -123,6 +123,6 @@ def test_parts_of_one_array_are_put_together_without_a_copy() -> None:
     ],
 )
 def test_what_does_not_lie_in_a_row_is_copied(pick: Any) -> None:
-    parts = pick(RNG.normal(size=(3, 40, 40)))
+    parts = pick(RNG.normal(size=(3, 160, 160)))
     np.testing.assert_array_equal(stacked(parts), np.stack(parts))
     assert stacked(parts).shape == (len(parts), *parts[0].shape)

@@ -278,7 +278,8 @@ def _apply(step: RowStep, table: Table, following: list[Table], ports: list[tupl
 def _schema(message: Message) -> Any:
     body = message.body
     if isinstance(body, Readings):
-        return tuple((k, "text" if isinstance(c, list) else c.dtype.str) for k, c in body.columns.items())
+        # a list, not a generator: this is done for every message
+        return tuple([(k, "text" if type(c) is list else c.dtype) for k, c in body.columns.items()])  # type: ignore[union-attr]
     return None
 
 
