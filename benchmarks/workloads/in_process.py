@@ -1,6 +1,6 @@
 """Five nodes in one process: readings per second with nothing lost, and what a node, a device, a longer message cost.
 
-A synthetic source → convert to °F → filter → one-second means per device → JSON lines, all edges ``safe``, objects handed over
+A synthetic source → convert to °F → filter → ten-second means per device → JSON lines, all edges ``safe``, objects handed over
 in memory. The rows are counted at the source and at the sink: each is in a mean or was filtered.
 """
 
@@ -27,7 +27,7 @@ nodes:
   warm:  {{preprocess: {{steps: [{{derive: {{fahrenheit: temperature * 1.8 + 32}}}}]}}, from: meter, process: one}}
   sound: {{preprocess: {{steps: [{{filter: fahrenheit < 76}}]}}, from: warm, process: one}}
   mean:
-    aggregate: {{window: 1s, by: source, watermark: {{delay: 100ms}}, fields: {{mean: mean(fahrenheit), n: count()}}}}
+    aggregate: {{window: 10s, by: source, watermark: {{delay: 100ms}}, fields: {{mean: mean(fahrenheit), n: count()}}}}
     from: sound
     process: one
   store: {{uplink: {{sink: jsonl, path: means.jsonl}}, from: mean, process: one}}

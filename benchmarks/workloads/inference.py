@@ -37,7 +37,7 @@ nodes:
   camera: {{ingest: {{source: arrays, path: {frames}, loop: true, start: "2026-01-01T00:00:00Z", interval: 1ms}}{process}}}
   ready:  {{preprocess: {{steps: {steps}}}, from: {{camera: {{delivery: safe}}}}{process}}}
   seen:
-    infer: {{model: {model}, threads: {threads}, batch: {{max: {batch}, wait: 5ms}}}}
+    infer: {{model: {model}, parallel: {threads}, batch: {{max: {batch}, wait: 5ms}}}}
     from: {{ready: {{delivery: safe}}}}
     {more}
   counts: {{aggregate: {{window: 1min, by: label, fields: {{n: count()}}}}, from: seen{process}}}
