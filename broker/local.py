@@ -14,13 +14,14 @@ from functools import lru_cache
 from typing import ClassVar
 
 from broker.bus import Bus, Delivery, Overflow, Publication, Receipt, Subscription
-from broker.local_hub import NUMBERS, Hub, Kept, Parcel, Queue, hub, repeated
+from broker.local_hub import NUMBERS, Hub, Kept, Queue, Unwatched, hub, repeated
 from broker.session_names import filter_fault, topic_fault
 from broker.session_options import Options
 from broker.session_outbox import TURN, Batch
 from schemas.errors import BusError, ClosedError, DeniedError
 
-fault = lru_cache(maxsize=4096)(topic_fault)
+fault = lru_cache(maxsize=65536)(topic_fault)
+_QOS = frozenset({0, 1})
 
 
 class LocalSubscription(Subscription):
@@ -65,19 +66,28 @@ class LocalSubscription(Subscription):
         queue = self.queue
         taken = list(queue.waiting)
         queue.waiting.clear()
-        for delivery in taken:
-            if delivery.handle is not None:
-                queue.given[id(delivery)] = delivery
+        if queue.qos:
+            queue.given.update((id(delivery), delivery) for delivery in taken if delivery.handle is not None)
         self._bus.hub.wake()
         return taken
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        given = self.queue.given
+        run: Batch | Unwatched | None = None
+        done = 0
         for delivery in deliveries:
-            parcel: Parcel | None = delivery.handle
-            if parcel is not None:
+            batch: Batch | Unwatched | None = delivery.handle
+            if batch is not None:
                 delivery.handle = None
-                self.queue.given.pop(id(delivery), None)
-                parcel.settle()
+                given.pop(id(delivery), None)
+                if batch is run:
+                    done += 1
+                else:
+                    if run is not None:
+                        run.done(done)
+                    run, done = batch, 1
+        if run is not None:
+            run.done(done)
         self._bus.hub.wake()
 
     async def unsubscribe(self) -> None:
@@ -184,8 +194,7 @@ class LocalBus(Bus):
         batch = Batch(receipt, len(publications))
         try:
             async with self._order:
-                for index, publication in enumerate(publications):
-                    await self._accept(publication, batch, index)
+                await self._accept(publications, batch)
         except BaseException:
             receipt.cancel()
             raise
@@ -194,23 +203,40 @@ class LocalBus(Bus):
             receipt.add_done_callback(self._receipts.discard)
         return receipt
 
-    async def _accept(self, publication: Publication, batch: Batch, index: int) -> None:
-        if publication.qos not in {0, 1}:
+    async def _accept(self, publications: Sequence[Publication], batch: Batch) -> None:
+        index, count = 0, len(publications)
+        while index < count:
+            if self._since_turn >= TURN:
+                self._since_turn = 0
+                await asyncio.sleep(0)
+            stop = min(count, index + TURN - self._since_turn)
+            sound = index
+            last: str | None = None
+            while sound < stop:
+                publication = publications[sound]
+                topic = publication.topic
+                if publication.qos not in _QOS or (topic is not last and fault(topic)):
+                    break
+                last = topic
+                sound += 1
+            while index < sound:
+                if not self.connected:
+                    raise ClosedError("the bus is closed" if self._closed else "the bus is not open")
+                reached = self.hub.offer_run(publications, index, sound, batch)
+                self._since_turn += reached - index
+                index = reached
+                if index < sound:
+                    await self.hub.room()
+            if index < stop:
+                self._refuse(publications[index], batch, index)
+                index += 1
+
+    def _refuse(self, publication: Publication, batch: Batch, index: int) -> None:
+        """It is no publication of ours: its receipt says so, the others go on."""
+        if publication.qos not in _QOS:
             batch.fail(index, DeniedError(publication.topic, 155, "we publish with QoS 0 or 1"))
-            return
-        if text := fault(publication.topic):
-            batch.fail(index, DeniedError(publication.topic, 144, text))
-            return
-        self._since_turn += 1
-        if self._since_turn >= TURN:
-            self._since_turn = 0
-            await asyncio.sleep(0)
-        while True:
-            if not self.connected:
-                raise ClosedError("the bus is closed" if self._closed else "the bus is not open")
-            if self.hub.offer(publication, batch):
-                return
-            await self.hub.room()
+        else:
+            batch.fail(index, DeniedError(publication.topic, 144, fault(publication.topic)))
 
     async def subscribe(
         self,

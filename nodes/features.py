@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
+from nodes import stacks
 from nodes.backends._backend import Signature, Spec, quantise
 from schemas import rows
 from schemas.messages import Array, Column, Frame, Message, Readings, Scalar, Tensors
@@ -25,8 +25,7 @@ class UnfitError(Exception):
         self.detail = detail
 
 
-@dataclass(slots=True)
-class Item:
+class Item(msgspec.Struct, gc=False):
     """One thing to infer on: a message, or one row of it.
 
     :param row: row of readings; None: the whole message.
@@ -68,6 +67,28 @@ class Gatherer:
         self._inputs = signature.inputs
         self._fields = tuple(fields)
         self._keep = tuple(keep)
+
+    def alike(self, messages: Sequence[Message]) -> tuple[list[Item], Array] | None:
+        """The items of frames that differ in values only, and their arrays as one [n, *shape]; None: they are not such.
+
+        :raises UnfitError: none of them fits the model.
+        """
+        first = messages[0].body if messages else None
+        if not isinstance(first, Frame) or not isinstance(first.data, np.ndarray):
+            return None
+        shape, dtype, layout = first.data.shape, first.data.dtype, first.layout
+        items, parts = [], []
+        size = self._frame(messages[0], first).size
+        for message in messages:
+            body = message.body
+            if not isinstance(body, Frame) or not isinstance(data := body.data, np.ndarray):
+                return None
+            if data.shape != shape or data.dtype != dtype or body.layout != layout:
+                return None
+            items.append(Item(message, None, size, body.attributes, {}))
+            parts.append(data)
+        whole = stacks.stacked(parts)
+        return items, whole.reshape(len(parts), *self._inputs[0].shape)
 
     def items(self, message: Message) -> Iterator[Item]:
         """The items of ``message``.
@@ -171,6 +192,8 @@ def stacked(items: Sequence[Item], spec: Spec) -> tuple[Array, Array]:
     :returns: it, and which items have a NaN in it, bool [n] (what stands there for them means nothing).
     """
     parts = [item.inputs[spec.name] for item in items]
+    if len({(part.dtype, part.shape) for part in parts}) == 1:
+        return fit(stacks.stacked(parts), spec)
     whole = [i for i, part in enumerate(parts) if part.dtype.kind != "f"]
     if len(whole) in {0, len(parts)}:
         table = np.stack(parts)
@@ -178,6 +201,12 @@ def stacked(items: Sequence[Item], spec: Spec) -> tuple[Array, Array]:
     else:  # float and quantised messages in one batch
         bad = np.array([part.dtype.kind == "f" and bool(np.isnan(part).any()) for part in parts])
         table = np.stack([part if part.dtype == spec.dtype else _stored(part, spec) for part in parts])
+    return (table if table.dtype == spec.dtype else _stored(table, spec)), bad
+
+
+def fit(table: Array, spec: Spec) -> tuple[Array, Array]:
+    """:func:`stacked` for what is one array [n, *shape] already."""
+    bad = missing(table)
     return (table if table.dtype == spec.dtype else _stored(table, spec)), bad
 
 

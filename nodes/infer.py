@@ -53,6 +53,13 @@ class Config(Options):
     )
     keep: list[str] = Field([], description="For readings: columns that become attributes of the predictions.")
     threads: int = Field(1, description="Threads of one invoke.", ge=1, le=256)
+    parallel: int = Field(
+        1,
+        description="Batches at the same time, each in a copy of the model with threads of its own. Copies with one thread "
+        "each do more than one copy with several, whose threads wait for each other.",
+        ge=1,
+        le=64,
+    )
     batch: Batch = Field(Batch(), description="Gathering of messages into one invoke.")
     name: str | None = Field(None, description="Name of the model in predictions; left out: the file's.", min_length=1)
     version: str | None = Field(
@@ -197,7 +204,7 @@ def build(config: Config, context: Context) -> Operator:
         path=path,
         name=config.name or path.stem,
         version=config.version or "",
-        backend=backend.build(options, context, path, config.threads),
+        backends=[backend.build(options, context, path, config.threads) for _ in range(config.parallel)],
         decoder=decoder.build(reading, config.read_labels(context), config.top),
         fields=config.fields or (),
         keep=config.keep,

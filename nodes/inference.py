@@ -13,13 +13,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import ClassVar
 
 import msgspec
 import numpy as np
 
 from nodes.backends._backend import Backend, Signature, dequantise
 from nodes.decoders._decoder import Answer, Decoder
-from nodes.features import Gatherer, Item, UnfitError, missing, stacked
+from nodes.features import Gatherer, Item, UnfitError, fit, missing, stacked
 from nodes.operator import Emit, Operator
 from schemas.errors import ConfigError
 from schemas.messages import Array, Message, Model, Predictions, Readings
@@ -34,13 +36,14 @@ class Plan:
     """What an :class:`Infer` is made of; the names are those of :class:`nodes.infer.Config`.
 
     :param version: ``""``: the first eight hex digits of the file's digest.
+    :param backends: copies of the model; as many calls may be under way.
     :param wait: seconds to wait for a batch to fill.
     """
 
     path: Path
     name: str
     version: str
-    backend: Backend
+    backends: Sequence[Backend]
     decoder: Decoder
     fields: Sequence[str]
     keep: Sequence[str]
@@ -55,8 +58,12 @@ class Infer(Operator):
     and ``nan-output``.
     """
 
+    overlaps: ClassVar[bool] = True
+
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._free: SimpleQueue[Backend] = SimpleQueue()
+        self.calls = len(plan.backends)
         self.max_batch = plan.batch
         self.linger = plan.wait
         self._signature: Signature
@@ -84,7 +91,8 @@ class Infer(Operator):
         except OSError as error:
             raise ConfigError(f"cannot read the model {plan.path}: {error.strerror}") from None
         self._model = Model(name=plan.name, version=plan.version or digest[:8], digest=digest)
-        self._signature = plan.backend.open()
+        signatures = [backend.open() for backend in plan.backends]
+        self._signature = signatures[0]
         plan.decoder.check(self._signature.outputs)
         self._gatherer = Gatherer(self._signature, plan.fields, plan.keep)
         self._sizes = sizes(plan.batch) if self._signature.batch is None else [self._signature.batch]
@@ -105,16 +113,21 @@ class Infer(Operator):
                         limits = np.iinfo(np.dtype(spec.dtype.str))
                         value[...] = noise.integers(limits.min, limits.max, value.shape, endpoint=True)
                 inputs[spec.name] = value
-            trials.append(self._real(self._plan.backend.infer(inputs)))
+            first, *others = self._plan.backends
+            trials.append(self._real(first.infer(inputs)))
             spent = []
             for _ in range(_TRIALS):
                 start = time.perf_counter()
-                self._plan.backend.infer(inputs)
+                first.infer(inputs)
                 spent.append(time.perf_counter() - start)
             self.invoke_times[n] = sorted(spent)[_TRIALS // 2]
+            for other in others:
+                other.infer(inputs)
         self._plan.decoder.tune({name: np.concatenate([trial[name] for trial in trials]) for name in trials[0]})
         calls = -(-self.max_batch // self._sizes[-1])
-        self.blocking = calls * self.invoke_times[self._sizes[-1]] > LONG
+        self.blocking = self.calls > 1 or calls * self.invoke_times[self._sizes[-1]] > LONG
+        for backend in self._plan.backends:
+            self._free.put(backend)
 
     def process(self, messages: list[Message], edge: str, emit: Emit) -> None:
         """Take the messages apart, invoke, decode."""
@@ -123,19 +136,9 @@ class Infer(Operator):
             self._process(messages, emit)
 
     def _process(self, messages: list[Message], emit: Emit) -> None:
-        items: list[Item] = []
-        for message in messages:
-            try:
-                items.extend(self._gatherer.items(message))
-            except UnfitError as error:
-                emit.reject(message, error.reason, error.detail)
+        items, inputs, bad = self._gather(messages, emit)
         if not items:
             return
-        inputs: dict[str, Array] = {}
-        bad = np.zeros(len(items), np.bool_)
-        for spec in self._signature.inputs:
-            inputs[spec.name], holes = stacked(items, spec)
-            bad |= holes
         if bad.any():
             good = self._refuse(
                 items, bad, emit, "nan-input", "a value is missing (NaN); fill or filter it before infer"
@@ -146,6 +149,29 @@ class Infer(Operator):
         for start in range(0, len(items), most):
             part = slice(start, start + most)
             self._chunk(items[part], {name: value[part] for name, value in inputs.items()}, emit)
+
+    def _gather(self, messages: list[Message], emit: Emit) -> tuple[list[Item], dict[str, Array], Array]:
+        """What is to be inferred on, the model's inputs for all of it, and which of it has a NaN in it."""
+        items: list[Item] = []
+        inputs: dict[str, Array] = {}
+        specs = self._signature.inputs
+        try:
+            if (same := self._gatherer.alike(messages)) is not None:
+                inputs[specs[0].name], bad = fit(same[1], specs[0])
+                return same[0], inputs, bad
+        except UnfitError:
+            pass  # said of each, below
+        for message in messages:
+            try:
+                items.extend(self._gatherer.items(message))
+            except UnfitError as error:
+                emit.reject(message, error.reason, error.detail)
+        bad = np.zeros(len(items), np.bool_)
+        if items:
+            for spec in specs:
+                inputs[spec.name], holes = stacked(items, spec)
+                bad |= holes
+        return items, inputs, bad
 
     def _refuse(self, items: list[Item], bad: Array, emit: Emit, reason: str, detail: str) -> Array:
         """Dead-letter the bad ones; the places of the others."""
@@ -161,7 +187,12 @@ class Infer(Operator):
                 name: np.concatenate((value, np.zeros((size - n, *value.shape[1:]), value.dtype)))
                 for name, value in inputs.items()
             }
-        outputs = self._real({name: value[:n] for name, value in self._plan.backend.infer(inputs).items()})
+        backend = self._free.get()
+        try:
+            given = backend.infer(inputs)
+        finally:
+            self._free.put(backend)
+        outputs = self._real({name: value[:n] for name, value in given.items()})
         done = time.time_ns()
         bad = np.zeros(n, np.bool_)
         for value in outputs.values():
@@ -203,7 +234,8 @@ class Infer(Operator):
 
     def close(self) -> None:
         """Free the model."""
-        self._plan.backend.close()
+        for backend in self._plan.backends:
+            backend.close()
 
 
 def sizes(most: int) -> list[int]:

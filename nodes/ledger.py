@@ -93,6 +93,11 @@ class Entry:
         self.dropped: dict[str, int] = {}
         self.dead: dict[str, int] = {}
 
+    @property
+    def messages(self) -> int:
+        """Messages that came in; of a source, which has none, that went out."""
+        return sum(m for m, _ in (self.received or self.emitted).values())
+
     def receive(self, edge: str, messages: int, rows: int) -> None:
         """Messages and rows that came by an edge."""
         m, r = self.received.get(edge, (0, 0))

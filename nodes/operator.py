@@ -127,6 +127,14 @@ class Operator(ABC):
     """True: :meth:`process` may take long (a model); the runtime calls it in a worker thread. May be set by
     :meth:`open`, after measuring."""
 
+    overlaps: ClassVar[bool] = False
+    """True: a ``blocking`` :meth:`process` keeps nothing from call to call, so the runtime may have the next call ready, and send
+    the answers of the last one, while one is under way."""
+
+    calls: int = 1
+    """Most calls at the same time of an operator that ``overlaps``, each in a thread of its own. Their answers go out in the
+    order in which the calls began."""
+
     max_batch: int = 1024
     """Most messages the runtime gives to one call."""
 

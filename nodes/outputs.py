@@ -28,6 +28,8 @@ from schemas.messages import End, Message, Progress, State
 
 _ASK_CHECK = 0.25
 """Seconds between looks for who has had no progress."""
+_MOST_TOPICS = 65536
+"""Topics that are remembered, by port and source."""
 _PATIENCE = 5.0
 """Seconds of silence of a consumer before we say that we wait for it."""
 
@@ -85,6 +87,7 @@ class Outputs:
         self._fresh: list[tuple[str, int, str, bytes]] = []
         self._receipts: set[Receipt] = set()
         self._advanced = FLOOR
+        self._known: dict[tuple[str, str], str] = {}
         numbers = (journal.get("numbers") or {}) if durable else {}
 
         def channel(key: str, port: str, peers: dict[str, bool], lane: str | None = None) -> Channel:
@@ -324,7 +327,10 @@ class Outputs:
 
         :returns: messages that cannot travel (larger than the broker takes), with the reason.
         """
-        refused = []
+        refused: list[tuple[Message, str]] = []
+        if self._bus is None:  # nothing leaves the process
+            self._stage_local(sent)
+            return refused
         now = time.monotonic_ns()
         for name, message in sent:
             port = self._ports.get(name)
@@ -333,15 +339,14 @@ class Outputs:
             source = message.source or self._public
             topic = topics.output(self._topology, self._public, name, source)
             ways: list[tuple[Channel | None, str]] = []
-            if self._bus is not None:
-                if port.publish:
-                    ways.append((self._channels.get(name), topic))
-                for lanes in self._lanes.get(name, ()):
-                    lanes.newest = max(lanes.newest, newest(message))
-                    channel = lanes.of(source)
-                    ways.append((channel, channel.lane or topic))
+            if port.publish:
+                ways.append((self._channels.get(name), topic))
+            for lanes in self._lanes.get(name, ()):
+                lanes.newest = max(lanes.newest, newest(message))
+                channel = lanes.of(source)
+                ways.append((channel, channel.lane or topic))
             coded = [(way, to, self._encode(way, message)) for way, to in ways]
-            limit = self._bus.max_payload if self._bus is not None else None
+            limit = self._bus.max_payload
             if limit is not None and (over := max((len(p) + len(to) for _, to, p in coded), default=0)) > limit:
                 refused.append((message, f"{over} bytes, the broker takes at most {limit}"))
                 continue
@@ -354,6 +359,24 @@ class Outputs:
             if port.local:
                 self._hand(name, Publication(topic, message, qos=1))
         return refused
+
+    def _stage_local(self, sent: Sequence[tuple[str, Message]]) -> None:
+        """:meth:`stage` where all readers are in this process."""
+        known, staged = self._known, self._staged_local
+        for name, message in sent:
+            topic = known.get((name, message.source))
+            if topic is None:
+                if (port := self._ports.get(name)) is None or not port.local:
+                    continue
+                if len(known) >= _MOST_TOPICS:
+                    known.clear()
+                source = message.source or self._public
+                topic = known[name, message.source] = topics.output(self._topology, self._public, name, source)
+            publication = Publication(topic, message, 1)
+            if self._handovers:
+                self._hand(name, publication)
+            else:
+                staged.append(publication)
 
     def _hand(self, port: str, publication: Publication) -> None:
         """Stage what goes to readers in this process."""

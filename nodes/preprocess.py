@@ -21,7 +21,8 @@ from pydantic_core.core_schema import ErrorType
 from nodes import kinds
 from nodes.operator import Context, Emit, Flow, Operator
 from nodes.options import Options
-from nodes.steps._step import Step, StepOptions
+from nodes.steps._stack import FrameStage
+from nodes.steps._step import FrameStep, Step, StepOptions
 from nodes.steps._table import RowStage, RowStep
 from schemas.errors import ConfigError, Problem, did_you_mean
 from schemas.messages import Message
@@ -258,7 +259,11 @@ def build(config: Config, context: Context) -> Operator:
     """The operator for these steps."""
     made = [kinds.module("step", entry.name).build(entry.options, context) for entry in config.steps]
     steps: list[Step] = []
-    for on_rows, some in groupby(made, lambda step: isinstance(step, RowStep)):
+    for family, some in groupby(
+        made, lambda step: next((f for f in (RowStep, FrameStep) if isinstance(step, f)), None)
+    ):
         together = list(some)
-        steps.extend([RowStage(together)] if on_rows else together)
+        steps.extend(
+            [RowStage(together)] if family is RowStep else [FrameStage(together)] if family is FrameStep else together
+        )
     return GatheringPipeline(steps) if any(s.absorbs for s in steps) else Pipeline(steps)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import groupby
@@ -19,10 +21,13 @@ from nodes.operator import Chunk, Emit, Operator, Sink, Source
 from nodes.runtime import Runtime
 from nodes.step import Links, Step
 from schemas.errors import RejectedError, SinkAwayError
-from schemas.messages import Message
+from schemas.messages import Message, rows_of
 
 _MOST_DRAFTS = 256
 """Messages drawn from a source ahead of what is sent."""
+_SWITCH = 0.0005
+"""Seconds after which Python takes the interpreter from a thread that another waits for, in processes with a model in a
+thread: at its usual 5 ms a model waits longer to go on than it takes to answer."""
 _BACKOFF = (0.2, 30.0)
 """Seconds to wait at first and at most before a sink that is away is tried again."""
 
@@ -42,7 +47,9 @@ class OperatorRuntime(Runtime):
         self.operator.open()
         self.stateful = self.spec.durable or self.operator.snapshot() is not None
         if self.operator.blocking:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.name)
+            calls = self.operator.calls if self.operator.overlaps else 1
+            self._thread = ThreadPoolExecutor(calls, thread_name_prefix=self.name)
+            sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH))
         self.passing = not self.operator.absorbs and self.spec.kind not in {"custom", "join"}
         self._marked = any(edge.marked for edge in self.spec.inputs) and not self.operator.absorbs
 
@@ -61,6 +68,8 @@ class OperatorRuntime(Runtime):
 
     async def work(self) -> None:
         operator = self.operator
+        if self._thread is not None and operator.overlaps and not self.stateful:
+            await self._work_ahead()
         while not self.inputs.ended:
             if self._stopping.is_set() and not self.inputs.queued:
                 return
@@ -69,8 +78,8 @@ class OperatorRuntime(Runtime):
             deadline = None if wake is None else time.monotonic() + max(0, wake - time.time_ns()) / 1e9
             items = await self.inputs.take(operator.max_batch, operator.linger, deadline)
             async with self._whole():
-                for edge, run in groupby(items, key=lambda item: item.edge.name):
-                    await self._process(edge, list(run))
+                for edge, run in _by_edge(items, one=len(self.inputs.edges) == 1):
+                    await self._process(edge, run)
                 await self._tell_ends()
                 if wake is not None and (now := time.time_ns()) >= wake:
                     emit, held = Emit(), operator.held()
@@ -86,6 +95,50 @@ class OperatorRuntime(Runtime):
             async with self._whole():
                 await self._end_again()
 
+    async def _work_ahead(self) -> None:
+        """The loop of :meth:`work` where the operator's calls may overlap with everything else.
+
+        While a thread is at one call, the answers of the one before are delivered and the next is taken and waits for it.
+        """
+        under_way: deque[asyncio.Task[None]] = deque()
+        try:
+            async with asyncio.TaskGroup() as deliveries:
+                while not self.inputs.ended and not (self._stopping.is_set() and not self.inputs.queued):
+                    await self.outputs.room()
+                    items = await self.inputs.take(self.operator.max_batch, self.operator.linger, None)
+                    for edge, run in _by_edge(items, one=len(self.inputs.edges) == 1):
+                        if len(under_way) > self.operator.calls:
+                            await under_way.popleft()
+                        step, emit, began = Step(), Emit(), time.time_ns()
+                        messages = self._admit(run, step)
+                        call = self._submit(messages, edge, emit) if messages else None
+                        last = under_way[-1] if under_way else None
+                        ending = self._end_call(last, call, edge, run, messages, step, emit, began)
+                        under_way.append(deliveries.create_task(ending))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _end_call(
+        self,
+        after: asyncio.Task[None] | None,
+        call: asyncio.Future[None] | None,
+        edge: str,
+        items: list[Item],
+        messages: list[Message],
+        step: Step,
+        emit: Emit,
+        began: int,
+    ) -> None:
+        """Deliver what a call of :meth:`_work_ahead` answers, when that of the call before is delivered."""
+        if call is not None:
+            try:
+                await call
+            except Exception as error:  # noqa: BLE001 - as in _process
+                emit = await self._one_by_one(messages, edge, error)
+        if after is not None:
+            await after
+        await self._conclude(edge, items, messages, step, emit, 0, began)
+
     async def _process(self, edge: str, items: list[Item]) -> None:
         step, held, began = Step(), self.operator.held(), time.time_ns()
         messages = self._admit(items, step)
@@ -95,6 +148,13 @@ class OperatorRuntime(Runtime):
                 await self._call(messages, edge, emit)
             except Exception as error:  # noqa: BLE001 - no message kills a node, whatever the user's code raises
                 emit = await self._one_by_one(messages, edge, error)
+        await self._conclude(edge, items, messages, step, emit, held, began)
+
+    async def _conclude(
+        self, edge: str, items: list[Item], messages: list[Message], step: Step, emit: Emit, held: int, began: int
+    ) -> None:
+        """Book and deliver what a call has answered."""
+        if messages:
             self._measure(items, began, time.time_ns())
             if self._marked:
                 emit.sent = [(port, mark(message, edge)) for port, message in emit.sent]
@@ -104,15 +164,19 @@ class OperatorRuntime(Runtime):
             self._times[edge] = max(self._times.get(edge, time_), self.operator.advance(edge, time_, emit))
             if len(self._times) == len(self.inputs.edges):
                 step.advanced = min(self._times.values())
-        self._book(step, sum(message.rows for message in messages), emit, held)
+        self._book(step, rows_of(messages), emit, held)
         await self._deliver(step, emit)
 
     async def _call(self, messages: list[Message], edge: str, emit: Emit) -> None:
         if self._thread is None:
             self.operator.process(messages, edge, emit)
         else:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, self.operator.process, messages, edge, emit)
+            await self._submit(messages, edge, emit)
+
+    def _submit(self, messages: list[Message], edge: str, emit: Emit) -> asyncio.Future[None]:
+        """Give a call to a thread; they begin in order."""
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._thread, self.operator.process, messages, edge, emit)
 
     async def _one_by_one(self, messages: list[Message], edge: str, error: Exception) -> Emit:
         """The call with all of them failed: find those that fail, and answer the others."""
@@ -163,6 +227,16 @@ class OperatorRuntime(Runtime):
         else:
             left = rows - emit.filtered - sum(emit.dropped.values()) - dead
             entry.passed += left - (self.operator.held() - held)
+
+
+def _by_edge(items: list[Item], *, one: bool) -> Iterator[tuple[str, list[Item]]]:
+    """Runs of items that came by one edge; ``one``: the node has no other."""
+    if one:
+        if items:
+            yield items[0].edge.name, items
+        return
+    for edge, run in groupby(items, key=lambda item: item.edge.name):
+        yield edge, list(run)
 
 
 def mark(message: Message, edge: str) -> Message:
@@ -310,7 +384,7 @@ class SinkRuntime(Runtime):
             for index, reason in rejected:
                 step.entry.bury("rejected", messages[index].rows)
                 self._bury(given[index], "rejected", reason, edges[id(given[index])].name)
-            step.entry.passed += sum(message.rows for message in messages) - sum(step.entry.dead.values())
+            step.entry.passed += rows_of(messages) - sum(step.entry.dead.values())
             self._measure(items, began, time.time_ns())
         await self._deliver(step, Emit())
         return True

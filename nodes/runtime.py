@@ -31,17 +31,20 @@ from nodes.signs import Signs
 from nodes.step import Links, Step, Work
 from schemas import codec
 from schemas.errors import BusError, PayloadError, RunError
-from schemas.messages import End, Message, Progress
+from schemas.messages import End, Message, Progress, rows_of
 
 COMMIT_LINGER = 0.005
 """Seconds over which done steps are gathered into one commit and one acknowledgement."""
 LAZY = 10
 """As many times as long, where no producer waits for it and nothing is to be sent after it: only the books are late."""
+_COMMIT_AT = 256
+"""Messages whose steps are done at which a commit waits no longer: who sent them may be waiting for room."""
 BOOKS_EVERY = 1.0
 """Seconds between publications of the books."""
 _MOST_STEPS = 4096
 """Steps that may wait for their answers to be done."""
 _RETRY_COMMIT = 1.0
+_CONTROL: frozenset[type] = frozenset((End, Progress))
 _FENCE = TAKEOVER - 1.0
 """Seconds without a link after which a replica begins anew."""
 
@@ -74,6 +77,7 @@ class Runtime(ABC):
         self._steps: deque[Step] = deque()
         self._few_steps = asyncio.Event()
         self._done: list[Step] = []
+        self._done_messages = 0
         self._final = Step()
         self._sent: dict[str, int] = {}
         self._idle = asyncio.Event()
@@ -281,6 +285,7 @@ class Runtime(ABC):
                 receipt.add_done_callback(self._published)
         if self.stateful:
             self._done.append(step)
+            self._done_messages += step.entry.messages
             self._moved.set()
             return
         await self.outputs.flush(self.outputs.take_staged(), step.mark)
@@ -308,6 +313,11 @@ class Runtime(ABC):
                 rows = min(rows if self.passing else 1, step.entry.passed)
                 step.entry.passed -= rows
             step.entry.bury("too-large", rows)
+        if not refused and len(ports := {port for port, _ in emit.sent}) == 1:
+            (port,), count = ports, len(emit.sent)
+            step.entry.emit(port, count, rows_of(message for _, message in emit.sent))
+            self._sent[port] = self._sent.get(port, 0) + count
+            return
         gone = {id(message) for message, _ in refused}
         for port, message in emit.sent:
             if id(message) not in gone:
@@ -335,7 +345,8 @@ class Runtime(ABC):
         """More is acknowledged: steps at the front that are complete can be booked."""
         steps, moved = self._steps, False
         while steps and steps[0].mark.done:
-            self._done.append(steps.popleft())
+            self._done.append(steps[0])
+            self._done_messages += steps.popleft().entry.messages
             moved = True
         if moved:
             self._few_steps.set()
@@ -359,16 +370,30 @@ class Runtime(ABC):
             await self._moved.wait()
             self._moved.clear()
             if self._done or self.stateful or self._refused:
-                for _ in range(LAZY if self._unhurried else 1):
-                    await asyncio.sleep(COMMIT_LINGER)
-                    if self._finished or self._stopping.is_set() or (self.stateful and self.outputs.staged):
-                        break
+                await self._gather_more()
                 self._committing = True
                 try:
                     await self._commit()
                 finally:
                     self._committing = False
             self._idle.set()
+
+    async def _gather_more(self) -> None:
+        """Wait for more to be done, for a short time, or until that is much."""
+        if self._unhurried:
+            for _ in range(LAZY):
+                await asyncio.sleep(COMMIT_LINGER)
+                if self._finished or self._stopping.is_set() or (self.stateful and self.outputs.staged):
+                    break
+            return
+        until = asyncio.get_running_loop().time() + COMMIT_LINGER
+        try:
+            async with asyncio.timeout_at(until):
+                while self._done_messages < _COMMIT_AT:
+                    await self._moved.wait()
+                    self._moved.clear()
+        except TimeoutError:
+            pass
 
     async def _commit(self) -> None:
         """Book what is done, in one transaction; then send what waited for it; then acknowledge."""
@@ -419,7 +444,7 @@ class Runtime(ABC):
 
     def _gather(self) -> Work | None:
         """What the next commit holds: everything as of this moment; None when there is nothing to commit."""
-        steps, self._done = self._done, []
+        steps, self._done, self._done_messages = self._done, [], 0
         if not steps and not self.outputs.releasable and not self._refused:
             return None
         self._refused = False
@@ -462,6 +487,8 @@ class Runtime(ABC):
 
     def _admit(self, items: Sequence[Item], step: Step) -> list[Message]:
         """Enter items into a step; gives the new messages among them. A stream's end waits for the final step."""
+        if items and (run := self._admit_run(items, step)) is not None:
+            return run
         messages: list[Message] = []
         for item in items:
             edge, message = item.edge, item.message
@@ -503,6 +530,34 @@ class Runtime(ABC):
                 step.entry.drop("queue-full", drops.rows)
                 count, total = self._live.get(edge.name, (0, 0))
                 self._live[edge.name] = (count + drops.messages, total + drops.rows)
+        return messages
+
+    def _admit_run(self, items: Sequence[Item], step: Step) -> list[Message] | None:
+        """:meth:`_admit` for what is almost always there: new messages of one stream and nothing else; None otherwise."""
+        stream = items[0].stream
+        edge = stream.edge
+        if edge.merge is not None or edge.dropped.messages or self.inputs.repeated:
+            return None
+        messages: list[Message] = []
+        for item in items:
+            message = item.message
+            if item.stream is not stream or item.foreign or type(message.body) in _CONTROL:
+                return None
+            messages.append(message)
+        name, last = edge.name, items[-1]
+        if edge.spec.safe:
+            idents = [message.id for message in messages]
+            if not edge.ids.add_all(idents):
+                return None
+            step.ids.setdefault(name, []).extend(idents)
+            if last.delivery is not None:
+                step.deliveries.append((edge, [item.delivery for item in items if item.delivery is not None]))
+        if last.number is not None:
+            step.finishes[stream.name] = last.number
+        rows = rows_of(messages)
+        step.entry.receive(name, len(messages), rows)
+        count, total = self._live.get(name, (0, 0))
+        self._live[name] = (count + len(messages), total + rows)
         return messages
 
     def _measure(self, items: Sequence[Item], began: int, ended: int) -> None:

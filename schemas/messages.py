@@ -7,6 +7,7 @@ convention: make a new message with :meth:`Message.derive`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import msgspec
@@ -296,3 +297,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         """How many rows the ledger counts for it."""
         body = self.body
         return body.n if isinstance(body, Readings) else 1
+
+
+def rows_of(messages: Iterable[Message]) -> int:
+    """How many rows the ledger counts for them together."""
+    return sum([message.body.n if type(message.body) is Readings else 1 for message in messages])

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from nodes import ingest
 from nodes.operator import Chunk, Context, Source
-from nodes.sources import _files, _times
+from nodes.sources import _files, _times, synthetic
 from nodes.sources._pace import Pacer, instant
 from nodes.sources._records import MAX_LINE, RecordReader
 from schemas.errors import ConfigError, MissingError
@@ -468,7 +468,10 @@ SIGNALS = {
 }
 
 
-def test_synthetic_is_the_same_whatever_the_batch_and_the_restart(tmp_path: Path) -> None:
+def test_synthetic_is_the_same_whatever_the_batch_and_the_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "ROWS_AHEAD", 1)  # so a chunk is one batch of each device
     common = {"source": "synthetic", "signals": SIGNALS, "count": 5000, "devices": 2, "start": "2024-01-01", "seed": 4}
     one_stream, one = take(make(tmp_path, **common, batch=5000))
     other_stream, other = take(make(tmp_path, **common, batch=333))
@@ -483,6 +486,16 @@ def test_synthetic_is_the_same_whatever_the_batch_and_the_restart(tmp_path: Path
     np.testing.assert_array_equal(column(rest, "w"), column(other[7:], "w"))
     assert [d.key for c in rest for d in c.drafts] == [d.key for c in other[7:] for d in c.drafts]
     assert np.asarray(readings(one)[0].columns["w"]).std() > 1
+    for ahead in (2000, 65536):
+        monkeypatch.setattr(synthetic, "ROWS_AHEAD", ahead)
+        stream, more = take(make(tmp_path, **common, batch=333))
+        assert stream == one_stream
+        assert len(more) < len(other) / 2
+        assert [(d.key, d.source, d.time) for c in more for d in c.drafts] == [
+            (d.key, d.source, d.time) for c in other for d in c.drafts
+        ]
+        for name in SIGNALS:
+            np.testing.assert_array_equal(column(more, name), column(other, name))
 
 
 def test_synthetic_marks_its_anomalies(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
+import msgspec
 import numpy as np
 
 from nodes.backends._backend import Spec
@@ -20,8 +20,7 @@ from schemas.messages import Array
 NO_SCORES: Array = np.zeros(0, np.float32)
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(msgspec.Struct, gc=False):
     """What a model says of one item; the fields are those of :class:`schemas.messages.Predictions`."""
 
     labels: list[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -16,8 +17,10 @@ from schemas.errors import ConfigError, Problem
 from schemas.messages import Frame
 from schemas.units import Duration, Rate
 
-AHEAD = 16
-"""Frames that are read in one go where nothing sets a pace."""
+AHEAD = 256
+"""Most frames that are read in one go where nothing sets a pace,"""
+AHEAD_FOR = 0.003
+"""and seconds after which no more are: a thread of its own pays for some work only, and a frame is not to wait long."""
 
 
 class StoredFrames(Options):
@@ -61,7 +64,14 @@ class StoredFramesSource(Source):
         """Frame ``index`` and its own time, if it has one; or a dead letter. In a thread."""
 
     def _read_all(self, numbers: range) -> list[tuple[Frame, int | None] | tuple[bytes, str, str, str]]:
-        return [self.read(i % self._total) for i in numbers]
+        """The first of these frames, at least one: as many as there is time for."""
+        until = time.monotonic() + AHEAD_FOR
+        answers = []
+        for i in numbers:
+            answers.append(self.read(i % self._total))
+            if time.monotonic() >= until:
+                break
+        return answers
 
     async def open(self, position: Any) -> str:
         self._stream, total = await asyncio.to_thread(self.load)
@@ -81,10 +91,11 @@ class StoredFramesSource(Source):
             numbers = range(self._number, last)
             answers = await asyncio.to_thread(self._read_all, numbers)
             drafts, dead = [], []
-            for number, answer in zip(numbers, answers, strict=True):
+            last = numbers.start + len(answers)
+            for number, answer in zip(numbers, answers, strict=False):  # there may have been time for fewer
                 if len(answer) == 2:
-                    frame, time = answer
-                    moment = events.at(number) if time is None else time
+                    frame, own = answer
+                    moment = events.at(number) if own is None else own
                     drafts.append(Draft(self._device, moment, frame, str(number)))
                 else:
                     dead.append(answer)

@@ -48,7 +48,8 @@ def _stack(config: Config, path: Path) -> tuple[Array, Array | None]:
         if path.suffix == ".npy":
             if config.labels is not None:
                 raise ConfigError(Problem(("labels",), "an .npy file has one array only; labels need an .npz file"))
-            return _checked(config, np.load(path, mmap_mode="r", allow_pickle=False), None)
+            # a plain view: each part of a memmap would be one too, which takes ten times as long to make
+            return _checked(config, np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)), None)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
             for key in ("frames", "labels"):
                 name = getattr(config, key)

@@ -26,6 +26,9 @@ from schemas.units import Duration, Rate
 
 BLOCK = 1024
 """Rows whose noise is drawn together."""
+MESSAGES_AHEAD = 256
+ROWS_AHEAD = 65536
+"""Most messages, and rows, that are made in one go where nothing sets a pace."""
 
 
 class Signal(BaseModel):
@@ -125,13 +128,14 @@ def build(config: Config, context: Context) -> Source:
 
 
 class SyntheticSource(Source):
-    """Makes rows ``[first, first + batch)`` of every device in one go; one message a device."""
+    """Makes rows ``[first, last)`` of every device in one go; a message holds ``batch`` rows of one device."""
 
     def __init__(self, config: Config, context: Context) -> None:
         self._config = config
         name = config.device or context.node
         width = len(str(config.devices - 1))
         self._devices = [name] if config.devices == 1 else [f"{name}-{i:0{width}}" for i in range(config.devices)]
+        self._numbered = list(enumerate(self._devices))
         self._step = config.interval or (round(1e9 / config.rate) if config.rate else 10**9)
 
     async def open(self, position: Any) -> str:
@@ -149,23 +153,38 @@ class SyntheticSource(Source):
         batch = config.batch or (1 if config.rate or config.frames else 1024)
         pacer, began = Pacer(), self._row
         end = config.count
+        ahead = batch if config.rate is not None else batch * self._ahead(batch)
         while end is None or self._row < end:
             first = self._row
-            last = first + batch if end is None else min(first + batch, end)
+            last = first + ahead if end is None else min(first + ahead, end)
             if config.rate is not None:
                 await pacer.until((last - 1 - began) / config.rate)
             else:
                 await asyncio.sleep(0)
             drafts: list[Draft] = []
-            for number, device in enumerate(self._devices):
-                if config.frames is None:
-                    drafts.append(self._readings(number, device, first, last))
-                else:
-                    drafts += [self._frame(config.frames, number, device, row) for row in range(first, last)]
+            if config.frames is not None:
+                for row in range(first, last):
+                    drafts += [self._frame(config.frames, number, device, row) for number, device in self._numbered]
+            else:
+                made = [self._table(number, first, last) for number, _ in self._numbered]
+                for begin in range(first, last, batch):
+                    rows = slice(begin - first, min(begin + batch, last) - first)
+                    drafts += [
+                        self._readings(number, device, begin, rows, *made[number]) for number, device in self._numbered
+                    ]
             self._row = last
             yield Chunk(drafts, {"rule": self._rule, "start": self._start, "row": last})
 
-    def _readings(self, number: int, device: str, first: int, last: int) -> Draft:
+    def _ahead(self, batch: int) -> int:
+        """Batches of every device that are made in one go where nothing sets a pace: a call costs more than its rows."""
+        messages = MESSAGES_AHEAD // len(self._devices)
+        return max(
+            1,
+            messages if self._config.frames is not None else min(messages, ROWS_AHEAD // (batch * len(self._devices))),
+        )
+
+    def _table(self, number: int, first: int, last: int) -> tuple[NDArray[np.int64], dict[str, Column]]:
+        """Times and columns of rows [first, last) of one device."""
         config = self._config
         rows = np.arange(first, last)
         elapsed = rows * self._step
@@ -178,9 +197,19 @@ class SyntheticSource(Source):
             columns[name] = values
         if config.anomalies is not None:
             columns["anomaly"] = self._spoil(config.anomalies, columns, rows, number)
-        times = self._start + elapsed
-        body = Readings(n=last - first, columns=columns, time=None if last - first == 1 else times)
-        return Draft(device, int(times[0]), body, f"{first}:{number}" if config.devices > 1 else str(first))
+        return self._start + elapsed, columns
+
+    def _readings(
+        self, number: int, device: str, first: int, rows: slice, times: NDArray[np.int64], columns: dict[str, Column]
+    ) -> Draft:
+        """One message: these rows of a device's table, the first of which is row ``first`` of the stream."""
+        own = times[rows]
+        body = Readings(
+            n=len(own),
+            columns={name: column[rows] for name, column in columns.items()},
+            time=None if len(own) == 1 else own,
+        )
+        return Draft(device, int(own[0]), body, f"{first}:{number}" if len(self._devices) > 1 else str(first))
 
     def _shape(
         self, signal: Signal, elapsed: NDArray[np.int64], lane: int, first: int, last: int
@@ -256,7 +285,7 @@ class SyntheticSource(Source):
             layout = "HWC"
         attributes: dict[str, Any] = {"x": x, "y": y, "side": side, "index": row}
         body = Frame(data=image, layout=layout, rate=1e9 / self._step, attributes=attributes)
-        key = f"{row}:{number}" if self._config.devices > 1 else str(row)
+        key = f"{row}:{number}" if len(self._devices) > 1 else str(row)
         return Draft(device, self._start + row * self._step, body, key)
 
 

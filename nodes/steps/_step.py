@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from nodes.operator import Context, Emit, Flow
 from nodes.options import Options
 from schemas.errors import ConfigError, PenstockError
-from schemas.messages import Frame, Message
+from schemas.messages import Array, Frame, Message
 from schemas.rows import ROW_TYPES
 
 READINGS = frozenset({"readings/1"})
@@ -120,3 +120,12 @@ class FrameStep(Step):
 
         :raises RefusedError: this one cannot.
         """
+
+    def stack(self, images: Array, like: Frame) -> tuple[Array, str] | None:
+        """:meth:`frame` for many raw frames at once, where that gives the same to the last bit.
+
+        :param images: [n, *shape].
+        :param like: one of them; the others differ in values and attributes only.
+        :returns: [n, *shape'] and its layout; None: one by one, please.
+        """
+        return None

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import msgspec
@@ -19,8 +21,47 @@ from numpy.typing import NDArray
 from nodes.operator import Emit
 from nodes.steps._step import RefusedError, Step
 from schemas.expressions import ExpressionError
-from schemas.messages import Array, Column, Message, Predictions, Readings
+from schemas.messages import Array, Column, Message, Predictions, Readings, rows_of
 from schemas.rows import concat, rows, take
+
+
+class Places:
+    """Where rows stand in their messages. Worked out when somebody asks: most steps do not.
+
+    :param lengths: rows of each message, one after the other.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._lengths = lengths
+
+    @cached_property
+    def message(self) -> NDArray[np.int64]:
+        """Per row, ascending, the index of its message."""
+        return np.repeat(np.arange(len(self._lengths)), self._lengths)
+
+    @cached_property
+    def row(self) -> NDArray[np.int64]:
+        """Per row its index within its message as it came."""
+        message = self.message
+        starts: NDArray[np.int64] = np.cumsum([0, *self._lengths[:-1]])
+        return np.asarray(np.arange(len(message)) - starts[message])
+
+    def bounds(self) -> list[int]:
+        """Where each message's rows begin, and the end."""
+        return [0, *accumulate(self._lengths)]
+
+    def pick(self, keep: Array) -> Picked:
+        """The rows where the mask is true."""
+        return Picked(self.message[keep], self.row[keep], len(self._lengths))
+
+
+class Picked(Places):
+    """Some rows of some messages."""
+
+    def __init__(self, message: NDArray[np.int64], row: NDArray[np.int64], count: int) -> None:
+        super().__init__(np.bincount(message, minlength=count).tolist())
+        self.message = message
+        self.row = row
 
 
 @dataclass(frozen=True)
@@ -29,8 +70,7 @@ class Table:
 
     :param columns: field → column of n rows.
     :param time: int64 [n], ns since the epoch.
-    :param message: int64 [n], ascending: index into ``messages`` of each row's.
-    :param row: int64 [n]: index of the row within its message as it came.
+    :param places: which message each row is of, and where it stood in it.
     :param changed: columns are not those of the messages any more.
     :param order: place of each message in the call.
     :param empties: messages that had no rows from the start go along.
@@ -41,8 +81,7 @@ class Table:
     n: int
     columns: dict[str, Column]
     time: NDArray[np.int64]
-    message: NDArray[np.int64]
-    row: NDArray[np.int64]
+    places: Places
     changed: bool = False
     empties: bool = True
 
@@ -52,7 +91,7 @@ class Table:
         names: dict[str, int] = {}
         if all(not isinstance(m.body, Readings) or m.body.source is None for m in self.messages):
             codes = np.array([names.setdefault(m.source, len(names)) for m in self.messages], np.int64)
-            return codes[self.message], list(names)
+            return codes[self.places.message], list(names)
         per_row = [names.setdefault(s, len(names)) for s in self.source]
         return np.array(per_row, np.int64), list(names)
 
@@ -60,7 +99,7 @@ class Table:
     def source(self) -> list[str]:
         """Per row its source."""
         out: list[str] = []
-        for message, row in zip(self.message.tolist(), self.row.tolist(), strict=True):
+        for message, row in zip(self.places.message.tolist(), self.places.row.tolist(), strict=True):
             origin = self.messages[message]
             own = origin.body.source if isinstance(origin.body, Readings) else None
             out.append(origin.source if own is None else own[row])
@@ -77,9 +116,7 @@ class Table:
         if kept == self.n:
             return self
         columns = {name: take(column, keep) for name, column in self.columns.items()}
-        return replace(
-            self, n=kept, columns=columns, time=self.time[keep], message=self.message[keep], row=self.row[keep]
-        )
+        return replace(self, n=kept, columns=columns, time=self.time[keep], places=self.places.pick(keep))
 
     def with_columns(self, columns: dict[str, Column]) -> Table:
         """Other columns for the same rows."""
@@ -91,20 +128,19 @@ class Table:
 
     def bounds(self) -> list[int]:
         """Where each message's rows begin, and the end."""
-        found: list[int] = np.searchsorted(self.message, np.arange(len(self.messages) + 1)).tolist()
-        return found
+        return self.places.bounds()
 
     def part(self, index: int) -> Table:
         """The rows of one message alone."""
-        start, end = np.searchsorted(self.message, (index, index + 1)).tolist()
+        start, end = self.bounds()[index : index + 2]
+        places = Picked(np.zeros(end - start, np.int64), self.places.row[start:end], 1)
         return Table(
             [self.messages[index]],
             [self.order[index]],
             end - start,
             {name: column[start:end] for name, column in self.columns.items()},
             self.time[start:end],
-            np.zeros(end - start, np.int64),
-            self.row[start:end],
+            places,
             self.changed,
             self.empties,
         )
@@ -132,14 +168,14 @@ class Table:
                 time, source = body.time, body.source
             else:
                 time = None if body.time is None else self.time[start:end]
-                source = None if body.source is None else [body.source[i] for i in self.row[start:end].tolist()]
+                source = None if body.source is None else [body.source[i] for i in self.places.row[start:end].tolist()]
             columns = {name: column[start:end] for name, column in self.columns.items()}
             first = int(self.time[start]) if n else message.time
             return message.derive(Readings(n=n, columns=columns, time=time, source=source), time=first)
         if n == 0:  # an answer without boxes has no rows from the start
             return message if isinstance(body, Predictions) and body.boxes is not None and not body.labels else None
         if isinstance(body, Predictions) and body.boxes is not None and n < len(body.labels):
-            kept = self.row[start:end]
+            kept = self.places.row[start:end]
             return message.derive(
                 Predictions(
                     model=body.model,
@@ -217,7 +253,8 @@ class RowStage(Step):
         onward: list[tuple[int, Message]] = []
         leaving: list[tuple[int, str, Message]] = []
         dead = 0
-        for table in tables(messages, ordered=self.ordered):
+        tabled = tables(messages, ordered=self.ordered)
+        for table in tabled:
             current = [table]
             for step in self.steps:
                 following: list[Table] = []
@@ -227,13 +264,14 @@ class RowStage(Step):
                 leaving.extend((place, port, _by(port, m)) for port, t in ports for place, m in t.split())
                 current = following
             onward.extend(pair for piece in current for pair in piece.split())
-        onward.sort(key=lambda pair: pair[0])
-        leaving.sort(key=lambda item: item[0])
+        if len(tabled) > 1:
+            onward.sort(key=itemgetter(0))
+        leaving.sort(key=itemgetter(0))
         for _, port, message in leaving:
             emit.send(message, port)
         out = [message for _, message in onward]
-        kept = sum(m.rows for m in out) + sum(m.rows for _, _, m in leaving) + dead
-        if lost := sum(m.rows for m in messages) - kept:
+        kept = rows_of(out) + rows_of(m for _, _, m in leaving) + dead
+        if lost := rows_of(messages) - kept:
             emit.filter(lost)
         return out
 
@@ -278,7 +316,8 @@ def _apply(step: RowStep, table: Table, following: list[Table], ports: list[tupl
 def _schema(message: Message) -> Any:
     body = message.body
     if isinstance(body, Readings):
-        return tuple((k, "text" if isinstance(c, list) else c.dtype.str) for k, c in body.columns.items())
+        # a list, not a generator: this is done for every message
+        return tuple([(k, "text" if type(c) is list else c.dtype) for k, c in body.columns.items()])  # type: ignore[union-attr]
     return None
 
 
@@ -324,24 +363,23 @@ def _table(messages: Sequence[Message], places: list[int]) -> Table:
     bodies = [m.body for m in chosen if isinstance(m.body, Readings)]
     if len(bodies) != len(chosen):
         one = rows(chosen)
-        return Table(chosen, places, one.n, one.columns, one.time, one.message, np.arange(one.n))
+        each = np.bincount(one.message, minlength=len(chosen)).tolist()
+        return Table(chosen, places, one.n, one.columns, one.time, Places(each))
     if len(chosen) == 1:
-        n, time = bodies[0].n, bodies[0].time
-        time = np.full(n, chosen[0].time, np.int64) if time is None else time
-        return Table(chosen, places, n, dict(bodies[0].columns), time, np.zeros(n, np.int64), np.arange(n))
+        body, n = bodies[0], bodies[0].n
+        time = np.full(n, chosen[0].time, np.int64) if body.time is None else body.time
+        return Table(chosen, places, n, dict(body.columns), time, Places([n]))
     lengths = [b.n for b in bodies]
     n = sum(lengths)
     columns = {name: concat([b.columns[name] for b in bodies], lengths) for name in bodies[0].columns}
-    if all(b.time is None for b in bodies):
+    own = [b.time for b in bodies]
+    if all(t is None for t in own):
         time = np.repeat(np.array([m.time for m in chosen], np.int64), lengths)
     else:
-        times = [
-            np.full(b.n, m.time, np.int64) if b.time is None else b.time for b, m in zip(bodies, chosen, strict=True)
-        ]
-        time = np.concatenate(times)
-    index = np.repeat(np.arange(len(chosen)), lengths)
-    starts = np.cumsum([0, *lengths[:-1]])
-    return Table(chosen, places, n, columns, time, index, np.arange(n) - starts[index])
+        time = np.concatenate(
+            [np.full(n, m.time, np.int64) if t is None else t for n, t, m in zip(lengths, own, chosen, strict=True)]
+        )
+    return Table(chosen, places, n, columns, time, Places(lengths))
 
 
 def by_source(table: Table) -> Iterator[tuple[str, NDArray[np.int64]]]:

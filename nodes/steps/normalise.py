@@ -12,9 +12,9 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from nodes.operator import Context
 from nodes.steps._image import per_channel, raw, values
-from nodes.steps._step import FRAMES, FrameStep, StepOptions
+from nodes.steps._step import FRAMES, FrameStep, RefusedError, StepOptions
 from schemas.expressions import Number
-from schemas.messages import Frame
+from schemas.messages import Array, Frame
 
 Numbers = Annotated[list[Number], BeforeValidator(lambda v: v if isinstance(v, (list, tuple)) else [v])]
 
@@ -44,10 +44,19 @@ class Normalise(FrameStep):
 
     def frame(self, frame: Frame) -> Frame:
         frame, array = values(frame)
-        mean, factor = (per_channel(v, frame, array.shape) for v in (self.mean, self.factor))
+        return raw(frame, self._normal(array, frame, array.shape))
+
+    def stack(self, images: Array, like: Frame) -> tuple[Array, str] | None:
+        try:
+            return self._normal(images, like, images.shape[1:]), like.layout
+        except RefusedError:
+            return None
+
+    def _normal(self, array: Array, frame: Frame, shape: tuple[int, ...]) -> Array:
+        mean, factor = (per_channel(v, frame, shape) for v in (self.mean, self.factor))
         out: Any = np.subtract(array, mean, dtype=np.float32)
         out *= factor
-        return raw(frame, out)
+        return np.asarray(out)
 
 
 def build(config: Config, context: Context) -> FrameStep:

@@ -11,7 +11,7 @@ from nodes.operator import Context
 from nodes.steps._image import raw, values
 from nodes.steps._step import FRAMES, FrameStep, StepOptions
 from schemas.expressions import Number
-from schemas.messages import Frame
+from schemas.messages import Array, Frame
 
 
 class Config(StepOptions):
@@ -37,10 +37,16 @@ class Scale(FrameStep):
 
     def frame(self, frame: Frame) -> Frame:
         frame, array = values(frame)
+        return raw(frame, self._scaled(array))
+
+    def stack(self, images: Array, like: Frame) -> tuple[Array, str]:
+        return self._scaled(images), like.layout
+
+    def _scaled(self, array: Array) -> Array:
         out: Any = np.multiply(array, self.factor, dtype=np.float32)
         if self.offset:
             out += self.offset
-        return raw(frame, out)
+        return np.asarray(out)
 
 
 def build(config: Config, context: Context) -> FrameStep:

@@ -211,8 +211,22 @@ def test_recent_ids_forget_the_oldest() -> None:
     assert not ids.add("a")
     assert ids.add("b")
     assert ids.add("c")
-    assert ids.add("a")
-    assert len(ids) == 2
+    assert not ids.add("b"), "two are known in any case"
+    assert ids.add("d")
+    assert ids.add("a"), "and four at most"
+    assert len(ids) <= 4
+
+
+def test_identities_are_remembered_all_or_none() -> None:
+    ids = RecentIds(4, ["a"])
+    assert not ids.add_all(["b", "a"])
+    assert not ids.add_all(["b", "c", "b"])
+    assert "b" not in ids
+    assert ids.add_all(["b", "c", "d", "e", "f"])
+    assert not ids.add_all(["g", "f"])
+    ids.discard("f")
+    assert ids.add_all(["g", "f"])
+    assert not ids.add("c")
 
 
 class Site:

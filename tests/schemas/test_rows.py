@@ -136,3 +136,47 @@ def test_taking_rows_of_a_concatenation(parts: list[list[float | None]], data: s
     picked = [v for v, keep in zip(flat, mask, strict=True) if keep]
     assert equal(take(numbers, mask), np.array([NAN if v is None else v for v in picked], np.float64))
     assert take(texts, mask) == take(texts, np.flatnonzero(mask)) == [None if v is None else str(v) for v in picked]
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**65), 2**65), st.floats(), st.text(max_size=3))
+
+
+@given(
+    names=st.lists(st.sampled_from(["label", "score", "index", "model", "x", "known_label"]), unique=True, max_size=4),
+    data=st.data(),
+)
+@settings(deadline=None)
+def test_classifications_together_are_as_each_alone(names: list[str], data: st.DataObject) -> None:
+    """Predictions with the same attributes have a way of their own; it gives what one after the other gives."""
+    one_kind: dict[str, st.SearchStrategy[Scalar]] = {
+        name: data.draw(st.sampled_from([st.integers(-5, 5), st.text(max_size=3), SCALARS])) for name in names
+    }
+    messages = [
+        Message(
+            f"i{i}",
+            f"s{i % 2}",
+            i,
+            Predictions(
+                model=MODEL,
+                seen="",
+                labels=["a", "b"][: 1 + i % 2],
+                scores=np.array([0.5, 0.25], np.float32)[: 1 + i % 2],
+                attributes={name: data.draw(one_kind[name]) for name in names},
+            ),
+        )
+        for i in range(4)
+    ]
+    together = rows(messages)
+    single = [rows([message]) for message in messages]
+    assert together.n == 4
+    assert together.time.tolist() == [0, 1, 2, 3]
+    assert together.source == ["s0", "s1", "s0", "s1"]
+    assert together.message.tolist() == [0, 1, 2, 3]
+    wanted = {name: concat([part.columns[name] for part in single], [1] * 4) for name in single[0].columns}
+    assert together.columns.keys() == wanted.keys()
+    for name, column in wanted.items():
+        found = together.columns[name]
+        assert isinstance(found, list) == isinstance(column, list)
+        assert repr(list(found)) == repr(list(column))
+        if isinstance(found, np.ndarray) and isinstance(column, np.ndarray):
+            assert found.dtype == column.dtype
