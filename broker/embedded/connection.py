@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from enum import Enum
+from struct import Struct
 from typing import TYPE_CHECKING, Literal
 
 import mqtt5
@@ -16,25 +17,26 @@ from broker.embedded.codec5 import (
     PROTOCOL_ERROR,
     PUBLISH,
     FaultError,
-    encode_varint,
 )
+from broker.embedded.messages import UNLIMITED
 from broker.embedded.publishing import Publisher
 
 if TYPE_CHECKING:
     from broker.embedded.core import Core
     from broker.embedded.messages import Message
+    from broker.embedded.runs import Run
     from broker.embedded.sessions import Session
 
 log = logging.getLogger(__name__)
 
-UNLIMITED = 1 << 28
 _CONTROL_FACTOR = 2
-_MAX_ALIASED_BLOCK = 124
-"""Longest property block that an alias is added to: its length stays one byte."""
+_ACKS = Struct(">HH")
+_MAX_ALIASED_BLOCK = 125
+"""Longest property block, with its length, that an alias is added to: the length stays one byte."""
 _MAX_ALIASED = 4096
 _MIN_ALIASED_NAME = 8
 """With its length; an alias costs three bytes, and a shorter topic is hardly worth one."""
-_ALIAS_ROOM = 8
+_ALIAS_ROOM = 10
 
 
 class State(Enum):
@@ -118,45 +120,46 @@ class Connection:
             self.dirty = True
             self.core.dirty.append(self)
 
-    def shorten(self, name: bytes, before: bytes, after: bytes) -> tuple[bytes, bytes]:
-        """A PUBLISH with QoS > 0 (see :meth:`Message.form`) with a topic alias in place of its topic (3.3.2.3.4).
+    def shorten(self, name: bytes, block: bytes, length: int) -> tuple[bytes, bytes]:
+        """Topic and property block of a PUBLISH with QoS > 0, with a topic alias in place of the topic (3.3.2.3.4).
 
         What is returned must be sent: it may be what sets the alias. QoS 0 messages have none, since they may be dropped.
-        """
-        block = after[0]
-        if block > _MAX_ALIASED_BLOCK or len(after) > _MAX_ALIASED:
-            return before, after
-        alias = self._aliases.get(name)
-        known = alias is not None
-        if alias is None:
-            if (
-                len(self._aliases) >= self.alias_max
-                or len(name) <= _MIN_ALIASED_NAME
-                or len(before) + len(after) + _ALIAS_ROOM > self.packet_max
-            ):
-                return before, after
-            alias = self._aliases[name] = b"\x23" + (len(self._aliases) + 1).to_bytes(2, "big")
-        topic = b"\0\0" if known else name
-        after = bytes((block + 3,)) + alias + after[1:]
-        length = len(topic) + 2 + len(after)
-        return before[:1] + encode_varint(length) + topic, after
 
-    def send_plain(self, data: bytes, count: int) -> None:
-        """Have ``count`` QoS 0 PUBLISH packets of equal size written, as far as the client takes them; drop the rest."""
-        stats = self.core.stats
-        size = len(data) if count == 1 else len(data) // count
-        if size > self.packet_max:  # [MQTT-3.1.2-24]
-            stats.dropped += count
+        :param name: the topic, its length in front; ``block`` the properties, likewise.
+        :param length: of the payload.
+        """
+        if len(block) > _MAX_ALIASED_BLOCK or length > _MAX_ALIASED:
+            return name, block
+        alias = self._aliases.get(name)
+        if alias is not None:
+            return b"\0\0", bytes((len(block) + 2,)) + alias + block[1:]
+        if (
+            len(self._aliases) >= self.alias_max
+            or len(name) <= _MIN_ALIASED_NAME
+            or len(name) + len(block) + length + _ALIAS_ROOM > self.packet_max
+        ):
+            return name, block
+        alias = self._aliases[name] = b"\x23" + (len(self._aliases) + 1).to_bytes(2, "big")
+        return name, bytes((len(block) + 2,)) + alias + block[1:]
+
+    def send_run(self, run: Run, extra: bytes) -> None:
+        """Have QoS 0 messages written, as far as the client takes them; ``extra`` are its subscription identifiers."""
+        data = run.form(self.version, extra)
+        if len(data) <= self.packet_max and self.pending + len(data) <= self.core.limits.out_bytes:
+            self.core.stats.sent += run.count
+            self.send_now(data)
+        else:
+            for packet in run.packets(self.version, extra):
+                self.send_plain(packet)
+
+    def send_plain(self, packet: bytes) -> None:
+        """Have a QoS 0 PUBLISH written, if the client takes it; else it is dropped."""
+        full = self.pending and self.pending + len(packet) > self.core.limits.out_bytes
+        if full or len(packet) > self.packet_max:  # [MQTT-3.1.2-24]
+            self.core.stats.dropped += 1
             return
-        if self.pending + len(data) > self.core.limits.out_bytes and self.pending:
-            room = max((self.core.limits.out_bytes - self.pending) // size, 0)
-            if room < count:
-                stats.dropped += count - room
-                if not room:
-                    return
-                data, count = data[: room * size], room
-        stats.sent += count
-        self.send_now(data)
+        self.core.stats.sent += 1
+        self.send_now(packet)
 
     def write(self, packet: mqtt5.Packet) -> None:
         """Have a packet written, in the client's version. One above its maximum packet size is left out."""
@@ -234,6 +237,11 @@ class Connection:
         session = self._let_in
         largest = limits.connect_bytes if session is None else limits.packet_bytes
         while end - at >= 2 and not self.paused:
+            first = data[at]
+            if (first == 0x30 or first == 0x32) and session is not None:
+                begin, at = at, self.publisher.stream(data, at, session, now)
+                if at != begin:
+                    continue
             start, size = at + 2, data[at + 1]
             if size > 0x7F:
                 start, size = _long_length(data, at + 1)
@@ -244,7 +252,6 @@ class Connection:
                 raise FaultError(PACKET_TOO_LARGE, f"a packet of {stop - at} bytes")
             if stop > end:
                 return at, stop - at
-            first = data[at]
             if session is not None:
                 if first >> 4 == PUBLISH:
                     at = self.publisher.take(data, at, start, stop, session, now)
@@ -268,19 +275,21 @@ class Connection:
         :returns: the position after them.
         """
         numbers: list[int] = []
-        last = len(data) - 4
-        while at <= last and data.startswith(b"\x40\x02", at):
-            numbers.append(data[at + 2] << 8 | data[at + 3])
-            at += 4
+        for head, number in _ACKS.iter_unpack(data[at : at + (len(data) - at & ~3)]):
+            if head != 0x4002:
+                break
+            numbers.append(number)
         self._acknowledged(numbers, session, now)
-        return at
+        return at + 4 * len(numbers)
 
     def _acknowledged(self, numbers: list[int], session: Session, now: float) -> None:
+        inflight = session.inflight
         for number in numbers:
-            if number not in session.inflight or session.expects(number) == 2:
+            delivery = inflight.get(number)
+            if delivery is None or delivery[1].qos != 1:
                 if not number:
                     raise FaultError(PROTOCOL_ERROR, "packet identifier 0")
-                if number in session.inflight:
+                if number in inflight:
                     raise FaultError(PROTOCOL_ERROR, "PUBACK for a message of QoS 2")
         session.acknowledged(numbers, now)
 

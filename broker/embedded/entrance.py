@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import mqtt5
 from mqtt5 import ConnAckReasonCode
 
-from broker.embedded.connection import UNLIMITED, Connection, State
-from broker.embedded.messages import Message, make, will_properties
+from broker.embedded.connection import Connection, State
+from broker.embedded.messages import UNLIMITED, Message, make, will_properties
 from broker.embedded.sessions import Delivery, Outcome, Session
 from broker.embedded.store import StoredWill
 from broker.embedded.topics import Group, is_name

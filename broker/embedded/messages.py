@@ -27,6 +27,12 @@ OVERHEAD: Final = 256
 """Bytes that a queued message costs beside topic and payload, for the limits in bytes."""
 
 
+UNLIMITED: Final = 1 << 28
+"""Longer than any packet."""
+_MAX_BLOCKS: Final = 64
+"""Property blocks kept with one kind: one for each set of subscription identifiers."""
+
+
 class Properties(NamedTuple):
     """The property block of a PUBLISH.
 
@@ -93,56 +99,83 @@ def manner(qos: int, retain: bool, identifiers: tuple[int, ...]) -> Manner:
     return Manner(qos, retain, identifiers)
 
 
+_LENGTHS: Final = tuple(encode_varint(length) for length in range(2048))
+_FIRST: Final = {first: tuple(bytes((first,)) + length for length in _LENGTHS) for first in (0x30, 0x32)}
+
+
+def head(first: int, length: int) -> bytes:
+    """The fixed header of a packet: its first byte, and the length of what follows."""
+    if length < 2048 and (known := _FIRST.get(first)) is not None:
+        return known[length]
+    return bytes((first,)) + encode_varint(length)
+
+
+class Kind:
+    """What messages of one topic and with the same properties have in common, made once for all of them.
+
+    :param topic: topic name; ``name`` is the same as UTF-8 with its length in front.
+    :param properties: what ``block`` says.
+    :param version: of MQTT that they came in.
+    :param block: the property block as it stands in them, its length in front; empty in 3.1.1.
+    """
+
+    __slots__ = ("_blocks", "block", "name", "properties", "topic", "version")
+
+    def __init__(self, topic: str, name: bytes, properties: Properties, version: int, block: bytes) -> None:
+        self.topic = topic
+        self.name = name
+        self.properties = properties
+        self.version = version
+        self.block = block
+        self._blocks: dict[bytes, bytes] = {}
+
+    def same(self, version: int, extra: bytes) -> bool:
+        """Whether such a subscriber is sent ``block`` as it is."""
+        return version == self.version and not extra and not self.properties.alias
+
+    def written(self, version: int, extra: bytes, spent: int = 0) -> bytes:
+        """The property block for a subscriber, its length in front.
+
+        :param extra: its subscription identifiers.
+        :param spent: seconds that a message has waited here.
+        """
+        if version != 5:
+            return b""
+        if not spent and (known := self._blocks.get(extra)) is not None:
+            return known
+        block = self.properties.raw
+        if (expiry := self.properties.expiry) is not None:
+            # [MQTT-3.3.2-6]: what is left of the interval after the time spent here.
+            block += b"\x02" + max(expiry - spent, 0).to_bytes(4, "big")
+        block += extra
+        block = encode_varint(len(block)) + block
+        if not spent:
+            if len(self._blocks) >= _MAX_BLOCKS:
+                self._blocks.clear()
+            self._blocks[extra] = block
+        return block
+
+
 class Message:
     """One application message.
 
-    :param topic: topic name; ``name`` is the same as UTF-8 with its length in front.
+    :param kind: its topic and properties.
     :param body: what follows topic and packet identifier in the PUBLISH that it came with: the property block (MQTT 5), then
-        the payload from ``start`` on. It is what most subscribers get, so it is kept in one piece.
-    :param version: of MQTT that ``body`` is in.
+        the payload. It is what most subscribers get, so it is kept in one piece.
     :param qos: as published.
     :param retain: the RETAIN flag as published.
     :param received: broker time of arrival, seconds.
     """
 
-    __slots__ = (
-        "_form",
-        "_how",
-        "_version",
-        "body",
-        "name",
-        "properties",
-        "qos",
-        "received",
-        "retain",
-        "size",
-        "start",
-        "topic",
-        "version",
-    )
+    __slots__ = ("_form", "_how", "_version", "body", "kind", "qos", "received", "retain", "size")
 
-    def __init__(
-        self,
-        topic: str,
-        name: bytes,
-        body: bytes,
-        start: int,
-        version: int,
-        qos: int,
-        retain: bool,
-        properties: Properties,
-        received: float,
-    ) -> None:
-        self.topic = topic
-        self.name = name
+    def __init__(self, kind: Kind, body: bytes, qos: int, retain: bool, received: float) -> None:
+        self.kind = kind
         self.body = body
-        self.start = start
-        self.version = version
         self.qos = qos
         self.retain = retain
-        self.properties = properties
         self.received = received
-        self.size = len(body) + len(name) + OVERHEAD
+        self.size = len(body) + len(kind.name) + OVERHEAD
         self._how: Manner | None = None
         """What ``_form`` and ``_version`` are for; they are not there before."""
 
@@ -150,19 +183,29 @@ class Message:
     _version: int
 
     @property
+    def topic(self) -> str:
+        """The topic name."""
+        return self.kind.topic
+
+    @property
+    def properties(self) -> Properties:
+        """The properties."""
+        return self.kind.properties
+
+    @property
     def payload(self) -> bytes:
         """The payload."""
-        return self.body[self.start :] if self.start else self.body
+        return self.body[len(self.kind.block) :]
 
     @property
     def empty(self) -> bool:
         """Whether the payload is empty."""
-        return len(self.body) == self.start
+        return len(self.body) == len(self.kind.block)
 
     @property
     def expires(self) -> float | None:
         """Broker time after which it is not delivered any more."""
-        expiry = self.properties.expiry
+        expiry = self.kind.properties.expiry
         return None if expiry is None else self.received + expiry
 
     def form(self, how: Manner, version: int, now: float) -> tuple[bytes, bytes]:
@@ -172,26 +215,18 @@ class Message:
         """
         if how is self._how and version == self._version:
             return self._form
-        properties = self.properties
-        expiry = properties.expiry
-        if version == self.version and expiry is None and not how.extra and not properties.alias:
+        kind = self.kind
+        expires = kind.properties.expiry is not None
+        if kind.same(version, how.extra) and not expires:
             after = self.body
-        elif version != 5:
-            after = self.payload
         else:
-            block = properties.raw
-            if expiry is not None:
-                # [MQTT-3.3.2-6]: what is left of the interval after the time spent here.
-                block += b"\x02" + max(expiry - int(now - self.received), 0).to_bytes(4, "big")
-            block += how.extra
-            after = encode_varint(len(block)) + block + self.payload
+            after = kind.written(version, how.extra, int(now - self.received) if expires else 0) + self.payload
         qos = how.qos
-        length = len(self.name) + len(after) + (2 if qos else 0)
+        length = len(kind.name) + len(after) + (2 if qos else 0)
         first = 0x30 | qos << 1 | how.retain
-        head = bytes((first, length)) if length < 0x80 else bytes((first,)) + encode_varint(length)
-        self._form = form = head + self.name, after
+        self._form = form = head(first, length) + kind.name, after
         # The interval that is left changes with time, so a form with it is not kept.
-        self._how, self._version = (how, version) if expiry is None else (None, version)
+        self._how, self._version = (None, version) if expires else (how, version)
         return form
 
 
@@ -208,9 +243,9 @@ def make(
     encoded = topic.encode()
     name = len(encoded).to_bytes(2, "big") + encoded
     if not properties.raw and properties.expiry is None:
-        return Message(topic, name, b"\0" + payload, 1, 5, qos, retain, properties, now)
+        return Message(Kind(topic, name, properties, 5, b"\0"), b"\0" + payload, qos, retain, now)
     # A body without a property block is one of 3.1.1; MQTT 5 subscribers get it with the properties in front.
-    return Message(topic, name, payload, 0, 4, qos, retain, properties, now)
+    return Message(Kind(topic, name, properties, 4, b""), payload, qos, retain, now)
 
 
 def will_properties(will: mqtt5.Will) -> Properties:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 
 from broker.embedded.limits import Limits
-from broker.embedded.messages import Message, Properties
+from broker.embedded.messages import Message
 from broker.embedded.retained import Retained
+from broker.embedded.runs import Run
 from broker.embedded.sessions import Outcome, Session
 from broker.embedded.stats import Stats
 from broker.embedded.store import Store
-from broker.embedded.topics import Group, Subscription, Subscriptions, Target
+from broker.embedded.topics import Group, Route, Subscription, Subscriptions, Target
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +81,8 @@ class Router:
         return outcome, target.session
 
     def fan_out(self, run: Run, origin: Session, now: float) -> None:
-        """Deliver a run of QoS 0 messages of one topic (not retained) to all who want them.
-
-        Subscribers that speak the publisher's version get the very bytes that came in.
-        """
-        route = self.subscriptions.route(run.topic)
+        """Deliver a run of QoS 0 messages (not retained) to all who want them."""
+        route = run.route
         for target in route.targets:
             if not target.local and target.session is origin:
                 own = target.own()
@@ -96,14 +94,29 @@ class Router:
             if conn is None:
                 continue
             how = target.manner(0, False)
-            if conn.version == run.version and not how.extra and not session.plain:
-                conn.send_plain(run.data, run.count)
+            if not session.plain:
+                conn.send_run(run, how.extra)
             else:
                 for message in run.messages(now):
                     session.offer(message, how, now)
         for group in route.groups:
             for message in run.messages(now):
                 self.share(group, message, now)
+
+    def fan_in(self, route: Route, messages: list[Message], origin: Session, now: float) -> bool:
+        """Deliver QoS 1 messages (not retained) that came one after the other, if everybody takes all of them at once.
+
+        :returns: whether they were delivered; if not, nobody has one of them.
+        """
+        if route.groups or not route.targets:
+            return False
+        count = len(messages)
+        for target in route.targets:
+            if not target.local or not target.session.has_room(count):
+                return False
+        for target in route.targets:
+            target.session.offer_all(messages, target.manner(1, False), now)
+        return True
 
     def send_retained(self, subscription: Subscription, now: float) -> None:
         """Queue the retained messages that a new subscription matches (3.3.1.3)."""
@@ -115,55 +128,3 @@ class Router:
         if not session.warned:
             session.warned = True
             log.warning("there is no room for more messages of session %r; publishers are refused", session.client_id)
-
-
-class Run:
-    """QoS 0 PUBLISH packets of one topic that came one after the other, alike but for their payloads.
-
-    :param data: the packets, each ``size`` bytes, its properties from ``body`` on and its payload from ``head`` on.
-    :param version: of MQTT that they are in.
-    """
-
-    __slots__ = ("_body", "_head", "_messages", "_name", "_properties", "_size", "count", "data", "topic", "version")
-
-    def __init__(
-        self,
-        topic: str,
-        name: bytes,
-        properties: Properties,
-        data: bytes,
-        size: int,
-        body: int,
-        head: int,
-        version: int,
-    ) -> None:
-        self.topic = topic
-        self.version = version
-        self.data = data
-        self.count = len(data) // size
-        self._name = name
-        self._properties = properties
-        self._size = size
-        self._body = body
-        self._head = head
-        self._messages: list[Message] | None = None
-
-    def messages(self, now: float) -> list[Message]:
-        """The same one by one, for those who cannot take the bytes as they are."""
-        if self._messages is None:
-            data, body, start, size = self.data, self._body, self._head - self._body, self._size
-            self._messages = [
-                Message(
-                    self.topic,
-                    self._name,
-                    data[at + body : at + size],
-                    start,
-                    self.version,
-                    0,
-                    False,
-                    self._properties,
-                    now,
-                )
-                for at in range(0, len(data), size)
-            ]
-        return self._messages

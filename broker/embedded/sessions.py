@@ -26,7 +26,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 from broker.embedded.limits import Limits
-from broker.embedded.messages import Manner, Message
+from broker.embedded.messages import UNLIMITED, Kind, Manner, Message, head
 from broker.embedded.stats import Stats
 from broker.embedded.store import Store, StoredDelivery
 
@@ -167,6 +167,61 @@ class Session:
         self._enqueue(message, manner)
         return Outcome.SLOW if conn is not None and self.full else Outcome.TAKEN
 
+    def has_room(self, count: int) -> bool:
+        """Whether so many messages can be sent at once, without a look at each."""
+        conn = self.conn
+        return (
+            conn is not None
+            and not self.queue
+            and not self.resend
+            and len(self.inflight) + count <= conn.receive_max
+            and conn.pending < self.limits.out_bytes
+            and conn.packet_max == UNLIMITED
+            and not (self.stored and self.store.full)
+        )
+
+    def offer_all(self, messages: list[Message], manner: Manner, now: float) -> None:
+        """As :meth:`offer` for each of these, which were published with QoS 1 just now; there is room for them."""
+        conn = self.conn
+        assert conn is not None  # noqa: S101 - that there is one was asked by has_room
+        if not manner.qos:
+            for message in messages:
+                self.offer(message, manner, now)
+            return
+        inflight, sequence, number, size = self.inflight, self._sequence, self._next_id, 0
+        version, extra, aliases = conn.version, manner.extra, conn.alias_max
+        last: Kind | None = None
+        name = block = b""
+        start, same, shorter = 0, False, True
+        parts: list[bytes] = []
+        for message in messages:
+            body, kind = message.body, message.kind
+            if kind is not last:
+                last, shorter = kind, not aliases
+                name, block, start = kind.name, kind.written(version, extra), len(kind.block)
+                same = not aliases and kind.same(version, extra)
+            if not shorter:
+                name, block = conn.shorten(kind.name, kind.written(version, extra), len(body) - start)
+                shorter = name == b"\0\0"
+            while number in inflight:
+                number = number + 1 if number < 65_535 else 1
+            sequence += 1
+            inflight[number] = (message, manner, sequence)
+            if self.stored:
+                self._record(message, manner, sequence)
+                self.store.sent(self.client_id, sequence, number)
+            if same:
+                parts += (head(0x32, len(name) + 2 + len(body)), name, number.to_bytes(2, "big"), body)
+            else:
+                length = len(name) + 2 + len(block) + len(body) - start
+                parts += (head(0x32, length), name, number.to_bytes(2, "big"), block, body[start:])
+            number = number + 1 if number < 65_535 else 1
+            size += message.size
+        self._sequence, self._next_id = sequence, number
+        self._count(size)
+        self.stats.sent += len(messages)
+        conn.send(b"".join(parts))
+
     def offer_retained(self, message: Message, manner: Manner) -> None:
         """Queue a retained message for a new subscription; :meth:`pump` sends it. Past the limit it is dropped, counted."""
         if self.full:
@@ -228,7 +283,7 @@ class Session:
 
     def _send_plain(self, conn: Connection, message: Message, manner: Manner, now: float) -> None:
         before, after = message.form(manner, conn.version, now)
-        conn.send_plain(before + after, 1)
+        conn.send_plain(before + after)
 
     def _send(self, conn: Connection, delivery: Delivery, now: float) -> None:
         message, manner, sequence = delivery
@@ -236,9 +291,7 @@ class Session:
         while number in self.inflight:
             number = number + 1 if number < 65_535 else 1
         self._next_id = number + 1 if number < 65_535 else 1
-        before, after = message.form(manner, conn.version, now)
-        if conn.alias_max:
-            before, after = conn.shorten(message.name, before, after)
+        before, after = self._form(conn, message, manner, now)
         length = len(after)
         if len(before) + length + 2 > conn.packet_max:  # [MQTT-3.1.2-24], -25: as if it had been delivered
             self._finish(delivery)
@@ -254,15 +307,27 @@ class Session:
         if self.stored:
             self.store.sent(self.client_id, sequence, number)
 
+    def _form(self, conn: Connection, message: Message, manner: Manner, now: float) -> tuple[bytes, bytes]:
+        """See :meth:`Message.form`; with a topic alias, where the client takes them."""
+        before, after = message.form(manner, conn.version, now)
+        if not conn.alias_max:
+            return before, after
+        kind = message.kind
+        length = len(message.body) - len(kind.block)
+        block = after[: len(after) - length]
+        name, longer = conn.shorten(kind.name, block, length)
+        if longer is block:
+            return before, after
+        payload = after[len(block) :]
+        return head(before[0], len(name) + 2 + len(longer) + length) + name, longer + payload
+
     def _send_again(self, conn: Connection, number: int, now: float) -> None:
         delivery = self.inflight[number]
         if delivery is None:
             conn.send(b"\x62\x02" + number.to_bytes(2, "big"))
             return
         message, manner, _ = delivery
-        before, after = message.form(manner, conn.version, now)
-        if conn.alias_max:
-            before, after = conn.shorten(message.name, before, after)
+        before, after = self._form(conn, message, manner, now)
         if len(before) + len(after) + 2 > conn.packet_max:
             del self.inflight[number]
             self._finish(delivery)

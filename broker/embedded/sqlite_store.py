@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from broker.embedded.messages import Message, Properties
+from broker.embedded.messages import Kind, Message, Properties
 from broker.embedded.store import Batch, Store, StoredDelivery, StoredSession, StoredSubscription, StoredWill
 from schemas.errors import ConfigError, Problem
 
@@ -291,11 +291,12 @@ class SqliteStore(Store):
         self._batch.steps.append(("DELETE FROM retained WHERE topic = ?", (topic,)))
 
     def _columns(self, m: Message) -> Row:
-        raw, expiry, alias, text = m.properties
+        kind = m.kind
+        raw, expiry, alias, text = kind.properties
         received = m.received + self._offset
         if alias:  # it stands in the body, and means nothing to anybody else
-            return (m.topic, m.payload, 0, 4, m.qos, raw, expiry, text, received)
-        return (m.topic, m.body, m.start, m.version, m.qos, raw, expiry, text, received)
+            return (kind.topic, m.payload, 0, 4, m.qos, raw, expiry, text, received)
+        return (kind.topic, m.body, len(kind.block), kind.version, m.qos, raw, expiry, text, received)
 
     @property
     def pending(self) -> bool:
@@ -419,7 +420,8 @@ class SqliteStore(Store):
         # A clock that was set back must not make a message younger than new.
         at = min(received - self._offset, now)
         properties = Properties(raw, expiry, 0, bool(text))
-        return Message(topic, len(name).to_bytes(2, "big") + name, body, start, version, qos, retain, properties, at)
+        kind = Kind(topic, len(name).to_bytes(2, "big") + name, properties, version, body[:start])
+        return Message(kind, body, qos, retain, at)
 
 
 _PRAGMAS: Final = ("application_id", "user_version")

@@ -190,6 +190,10 @@ class Subscriptions:
         self._exact: dict[str, _Leaf] = {}
         self._root = _Node()
         self._routes: dict[str, Route] = {}
+        self._ways: dict[tuple[object, ...], Route] = {}
+        """Routes by what they lead to: topics that go the same way share one."""
+        self.changes = 0
+        """How often a subscription came or went: what was found before may be wrong now."""
         self.count = 0
         self.system = 0
         """How many filters ask for ``$SYS`` topics."""
@@ -236,6 +240,7 @@ class Subscriptions:
         if route is None:
             if len(self._routes) >= MAX_ROUTES:
                 self._routes.clear()
+                self._ways.clear()
             route = self._routes[topic] = self._find(topic)
         return route
 
@@ -246,7 +251,11 @@ class Subscriptions:
             for session, subscription in leaf.sessions.items():
                 of.setdefault(session, []).append(subscription)
             groups += leaf.groups.values()
-        return Route([Target(session, found) for session, found in of.items()], groups)
+        way = (*((session, *found) for session, found in of.items()), *groups)
+        route = self._ways.get(way)
+        if route is None:
+            route = self._ways[way] = Route([Target(session, found) for session, found in of.items()], groups)
+        return route
 
     def _matching(self, topic: str) -> Iterator[_Leaf]:
         if (exact := self._exact.get(topic)) is not None:
@@ -294,6 +303,8 @@ class Subscriptions:
             del parent.children[level]
 
     def _changed(self, pattern: str) -> None:
+        self.changes += 1
+        self._ways.clear()
         if "+" in pattern or "#" in pattern:
             self._routes.clear()
         else:
