@@ -119,6 +119,11 @@ class Outbox(ABC):
     def _send(self, publication: Publication, packet_id: int, *, duplicate: bool = False) -> BusError | None:
         """Encode and write one publication; why not, where it cannot be."""
 
+    def _run(self, publications: Sequence[Publication], start: int, most: int) -> int:
+        """Write those at ``start`` that are as nearly all are, in one go, if that is worth it; where the others begin."""
+        del publications, most
+        return start
+
     # the window
 
     @property
@@ -161,9 +166,11 @@ class Outbox(ABC):
         link = self._link
         if link is None:
             return start
-        inflight, send, seen, plain = self.inflight, self._send, self._seen, 0
-        index = start
-        for index in range(start, len(publications)):
+        inflight, send, seen = self.inflight, self._send, self._seen
+        index = begun = self._run(publications, start, TURN - self.since_turn) if self.ready else start
+        plain = begun - start
+        self.since_turn += plain
+        for index in range(begun, len(publications)):
             if link.congested or link.closing or self.since_turn >= TURN:
                 break
             publication = publications[index]
