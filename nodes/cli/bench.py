@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def command(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which; all if left out.", show_default=False)
+        list[str] | None, typer.Argument(metavar="NAME", help="Which; all if left out.", show_default=False)
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="How often each is measured; 5 if left out.", show_default=False)
@@ -25,7 +25,7 @@ def command(
         "benchmarks.jsonl"
     ),
     listed: Annotated[bool, typer.Option("--list", help="Tell the names; run nothing.")] = False,
-) -> int:
+) -> None:
     """Measure Penstock here, beside what one would take instead and what the machine can do. Only in a checkout: the
     benchmarks are not installed. Run it on a machine that does nothing else.
     """
@@ -37,11 +37,13 @@ def command(
     workloads = sorted(path.stem for path in (folder / "workloads").glob("*.py") if path.stem != "__init__")
     if listed:
         print("\n".join(workloads))
-        return 0
+        return
     for name in names or ():
         if name not in workloads:
-            raise ConfigError(f"there is no benchmark {name!r}{did_you_mean(name, workloads)}; --list tells all")
+            raise ConfigError(f"there is no benchmark {name!r}{did_you_mean(name, workloads)}")
     arguments = [*(names or ()), "--output", str(output.resolve())]
     arguments += [] if rounds is None else ["--rounds", str(rounds)]
-    run = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(run, cwd=ROOT, check=False).returncode  # noqa: S603 - our own module
+    sys.stdout.flush()
+    os.chdir(ROOT)  # where the package of that name is
+    # in our place, so that a signal reaches those who have to end what they started
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *arguments])  # noqa: S606 - our own module
