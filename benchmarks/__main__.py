@@ -7,12 +7,14 @@ import json
 import os
 import pkgutil
 import platform
+import signal
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import workloads
+from benchmarks import figures, workloads
+from benchmarks.contestants import CannotError
 from benchmarks.figures import Comparison, Figure, table
 
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(workloads.__path__)))
@@ -42,23 +44,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all if left out: {', '.join(NAMES)}")
     parser.add_argument("--output", type=Path, default=Path("benchmarks.jsonl"), help="file for the JSON lines")
+    parser.add_argument("--rounds", type=int, default=figures.ROUNDS, help="how often each contestant is measured")
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    figures.ROUNDS = options.rounds
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing that was started stays
     if unknown := [name for name in options.names if name not in NAMES]:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
     # an installation's modules are compiled; so are these from the second start
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     where = machine()
     print(f"{where['cpu']}, {where['cores']} cores, Python {where['python']}")
-    figures: list[Figure | Comparison] = []
+    measured: list[Figure | Comparison] = []
     with options.output.open("a") as file:
         for name in options.names or NAMES:
             print(f"{name} …", file=sys.stderr)
-            found = import_module(f"benchmarks.workloads.{name}").measure()
-            figures += found
+            try:
+                found = import_module(f"benchmarks.workloads.{name}").measure()
+            except CannotError as why:
+                print(f"  not measured: {why}", file=sys.stderr)
+                continue
+            measured += found
             for figure in found:
                 file.write(json.dumps({"time": time.time(), **where, **figure.plain()}) + "\n")
-    print("\n".join(table(figures)))
+    print("\n".join(table(measured)))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

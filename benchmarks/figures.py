@@ -9,6 +9,8 @@ from statistics import median
 from typing import Any, TypeVar
 
 OURS = "penstock"
+ROUNDS = 5
+"""How often each contestant is measured; ``--rounds`` sets it."""
 
 T = TypeVar("T")
 
@@ -95,12 +97,13 @@ class Comparison:
         return out
 
 
-def in_turns(contestants: Mapping[str, Callable[[], T]], rounds: int = 5) -> dict[str, list[T]]:
+def in_turns(contestants: Mapping[str, Callable[[], T]], rounds: int | None = None) -> dict[str, list[T]]:
     """Runs each of them once a round, A B C A B C: what slows the machine for a while slows all of them.
 
-    Says on stderr how far it is.
+    Says on stderr how far it is. :data:`ROUNDS` rounds, unless they are given.
     """
     seen: dict[str, list[T]] = {who: [] for who in contestants}
+    rounds = rounds or ROUNDS
     for number in range(rounds):
         for who, run in contestants.items():
             print(f"  round {number + 1} of {rounds}: {who}", file=sys.stderr, flush=True)

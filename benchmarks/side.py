@@ -15,27 +15,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import IO
+from threading import Thread
 
-from benchmarks.figures import OURS, in_turns
+from benchmarks.contestants import HERE, PROGRAMS, CannotError, compiled
+from benchmarks.figures import OURS, Comparison, in_turns
 
-HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
 """Debian keeps mosquitto where users' PATH does not lead."""
 TICK = os.sysconf("SC_CLK_TCK")
 ALONE = "generator alone"
+MOSQUITTO, EMBEDDED = "mosquitto", "embedded"
 _CONNECT = bytes.fromhex("10140004") + b"MQTT" + bytes.fromhex("0402000a0008") + b"probe-00"
-
-
-class CannotError(Exception):
-    """A program or broker is not to be had here; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ class Load:
     :param rate: readings a second; 0: as fast as the window allows.
     :param hot: every how manieth reading is above the alarm, and so comes back at once.
     :param warm, seconds: how long before, and while, it is measured.
+    :param patience: seconds without any answer after which readings are lost.
     """
 
     window: int = 4000
@@ -53,6 +51,7 @@ class Load:
     hot: int = 64
     warm: float = 1.0
     seconds: float = 3.0
+    patience: float = 8.0
 
 
 @dataclass(frozen=True)
@@ -74,30 +73,6 @@ class Outcome:
     memory: float
 
 
-@cache
-def compiled(source: Path) -> Path:
-    """The program made of a C file; made once for each of its versions.
-
-    :raises CannotError: there is no compiler, or it fails.
-    """
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise CannotError("no C compiler (Debian package gcc)")
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache_home / "penstock-benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
-    program = folder / f"{source.stem}-{int(source.stat().st_mtime_ns):x}"
-    if not program.exists():
-        new = program.with_suffix(f".{os.getpid()}")
-        done = subprocess.run(
-            [compiler, "-O2", "-o", str(new), str(source), "-lm"], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise CannotError(f"{compiler} fails: {done.stderr[-500:]}")
-        new.rename(program)
-    return program
-
-
 @contextmanager
 def broker(name: str) -> Iterator[int]:
     """A broker of one's own, ``mosquitto`` or ``embedded``; gives its port.
@@ -106,7 +81,7 @@ def broker(name: str) -> Iterator[int]:
     """
     with tempfile.TemporaryDirectory(prefix="bench-broker-") as folder:
         port = _free_port()
-        if name == "mosquitto":
+        if name == MOSQUITTO:
             program = shutil.which("mosquitto", path=PATH)
             if program is None:
                 raise CannotError("mosquitto is not installed (Debian package mosquitto)")
@@ -127,7 +102,7 @@ def broker(name: str) -> Iterator[int]:
 
 
 @contextmanager
-def program(who: str, work: str, qos: int, port: int, folder: Path) -> Iterator[int | None]:
+def program(who: str, work: str, qos: int, port: int, folder: Path) -> Iterator[subprocess.Popen[bytes] | None]:
     """A contestant doing ``work`` at the broker on ``port``; gives the process, None for the generator alone.
 
     :raises CannotError: it is not to be had here.
@@ -135,37 +110,18 @@ def program(who: str, work: str, qos: int, port: int, folder: Path) -> Iterator[
     if who == ALONE:
         yield None
         return
-    with _process(PROGRAMS[who](work, qos, port, folder), folder) as process:
-        yield process.pid
+    command, environment = PROGRAMS[who](work, qos, port, folder)
+    with _process(command, folder, environment) as process:
+        yield process
 
 
-def _c(work: str, qos: int, port: int, folder: Path) -> list[str]:
-    del folder
-    return [str(compiled(HERE / "peers/program.c")), f"port={port}", f"work={work}", f"qos={qos}"]
-
-
-def _python(name: str) -> Callable[[str, int, int, Path], list[str]]:
-    def command(work: str, qos: int, port: int, folder: Path) -> list[str]:
-        del folder
-        return [sys.executable, str(HERE / f"peers/{name}.py"), str(port), work, str(qos)]
-
-    return command
-
-
-def _penstock(work: str, qos: int, port: int, folder: Path) -> list[str]:
-    name = work if qos == 0 else f"{work}-safe"
-    text = (HERE / f"topologies/{name}.yaml").read_text()
-    (folder / "topology.yaml").write_text(text.replace("127.0.0.1:1883", f"127.0.0.1:{port}"))
-    return [sys.executable, "-m", "nodes.cli.main", "run", str(folder / "topology.yaml"), "--log-level", "error"]
-
-
-PROGRAMS: Mapping[str, Callable[[str, int, int, Path], list[str]]] = {
-    OURS: _penstock,
-    "c": _c,
-    "paho": _python("with_paho"),
-    "aiomqtt": _python("with_aiomqtt"),
-}
-"""Contestant → command."""
+def load_command() -> list[str]:
+    """The generator and collector: the C program, or where there is no compiler the Python one."""
+    try:
+        return [str(compiled(HERE / "load.c"))]
+    except CannotError as why:
+        print(f"  {why}: the generator is the Python one", file=sys.stderr)
+        return [sys.executable, str(HERE / "load_without_c.py")]
 
 
 def run(who: str, at: str, work: str, qos: int, load: Load) -> Outcome:
@@ -174,19 +130,30 @@ def run(who: str, at: str, work: str, qos: int, load: Load) -> Outcome:
     :raises CannotError: it, the broker or a compiler is not to be had.
     :raises RuntimeError: it does not do the work.
     """
-    generator = compiled(HERE / "load.c")
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, broker(at) as port:
-        folder = Path(name)
-        with program(who, work, qos, port, folder) as pid:
+    generator = load_command()
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch, broker(at) as port:
+        folder = Path(scratch)
+        with program(who, work, qos, port, folder) as process:
             mode = "direct" if who == ALONE else work
-            arguments = [f"port={port}", f"mode={mode}", f"qos={qos}", f"window={load.window}", f"rate={load.rate}"]
-            arguments += [f"hot={load.hot}", f"warm={load.warm}", f"seconds={load.seconds}"]
-            with subprocess.Popen([str(generator), *arguments], stdout=subprocess.PIPE, text=True) as process:
-                assert process.stdout is not None  # noqa: S101 - it is a pipe
-                return _follow(process.stdout, pid, f"{who}, {work}, QoS {qos}, {at}", folder)
+            given = {"port": port, "mode": mode, "qos": qos, **asdict(load)}
+            command = [*generator, *(f"{name}={value}" for name, value in given.items())]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as loading:
+                if process is not None:
+                    Thread(target=_end_with, args=(process, loading), daemon=True).start()
+                try:
+                    pid = None if process is None else process.pid
+                    return _follow(loading.stdout or (), pid, f"{who}, {work}, QoS {qos}, {at}", folder)
+                finally:
+                    loading.kill()
 
 
-def _follow(lines: IO[str], pid: int | None, what: str, folder: Path) -> Outcome:
+def _end_with(process: subprocess.Popen[bytes], loading: subprocess.Popen[str]) -> None:
+    """Nobody waits for the answers of a program that has ended."""
+    process.wait()
+    loading.terminate()
+
+
+def _follow(lines: Iterable[str], pid: int | None, what: str, folder: Path) -> Outcome:
     used, memory = 0.0, 0.0
     for line in lines:
         match line.strip():
@@ -241,8 +208,10 @@ def _memory(pid: int | None) -> float:
 
 
 @contextmanager
-def _process(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def _process(
+    command: list[str], folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -277,12 +246,44 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def contestants(work: str, qos: int, load: Load, at: str, whom: Sequence[str]) -> dict[str, Callable[[], Outcome]]:
+    """Those of ``whom`` who are to be had here, for :func:`~benchmarks.figures.in_turns`; the others are named on stderr.
+
+    :raises CannotError: we ourselves cannot be measured: there is no such broker.
+    """
+    out: dict[str, Callable[[], Outcome]] = {}
+    with broker(at), tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for who in whom:
+            try:
+                if who != ALONE:
+                    PROGRAMS[who](work, qos, 0, Path(folder))
+            except CannotError as why:
+                print(f"  without {who}: {why}", file=sys.stderr)
+                continue
+            out[who] = partial(run, who, at, work, qos, load)
+    return out
+
+
+def compare(
+    name: str,
+    unit: str,
+    seen: Mapping[str, Sequence[Outcome]],
+    what: Callable[[Outcome], float],
+    bars: Mapping[str, float],
+    *,
+    at_most: bool = False,
+) -> Comparison:
+    """One row for each of ``seen``; bars against those who are not there are left out."""
+    values = {who: tuple(what(outcome) for outcome in each) for who, each in seen.items()}
+    return Comparison(name, unit, values, {who: bar for who, bar in bars.items() if who in seen}, at_most)
+
+
 def main() -> None:
     """Some contestants, by hand."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.side", description=__doc__)
     parser.add_argument("work", choices=["telemetry", "relay", "gathered"])
     parser.add_argument("--who", default=f"{OURS},c", help=f"of {', '.join([*PROGRAMS, ALONE])}, with commas between")
-    parser.add_argument("--broker", choices=["mosquitto", "embedded"], default="mosquitto")
+    parser.add_argument("--broker", choices=[MOSQUITTO, EMBEDDED], default=MOSQUITTO)
     parser.add_argument("--qos", type=int, choices=[0, 1], default=0)
     parser.add_argument("--rate", type=float, default=0, help="readings a second; as fast as it can if left out")
     parser.add_argument("--window", type=int, help="most readings under way")

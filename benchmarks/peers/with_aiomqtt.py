@@ -74,11 +74,35 @@ class Telemetry:
                 await self._close(int(time.time()))
 
 
-async def relay(payload: bytes, out: Out) -> None:
-    """One reading, one reading out."""
-    reading = decode(payload)
-    reading.temperature = reading.temperature * 1.8 + 32
-    await out.put(("farm/out", encode(reading)))
+class Relay:
+    """°F for °C: one message in, one message out; or ``gathered``, those of 2 ms in one message, at most 256."""
+
+    def __init__(self, out: Out, gathered: bool) -> None:
+        self._out = out
+        self._gathered = gathered
+        self._batch: list[Reading] = []
+
+    async def take(self, payload: bytes) -> None:
+        """One reading."""
+        reading = decode(payload)
+        reading.temperature = reading.temperature * 1.8 + 32
+        if not self._gathered:
+            await self._out.put(("farm/out", encode(reading)))
+            return
+        self._batch.append(reading)
+        if len(self._batch) >= 256:
+            await self._send()
+
+    async def clock(self) -> None:
+        """What was gathered goes on, though it be little."""
+        while self._gathered:
+            await asyncio.sleep(0.002)
+            await self._send()
+
+    async def _send(self) -> None:
+        batch, self._batch = self._batch, []
+        if batch:
+            await self._out.put(("farm/out", encode({"n": len(batch), "readings": batch})))
 
 
 async def work(port: int, kind: str, qos: int) -> None:
@@ -95,17 +119,14 @@ async def work(port: int, kind: str, qos: int) -> None:
                 topic, payload = await out.get()
                 await client.publish(topic, payload, qos)
 
-        telemetry = Telemetry(out)
+        program: Telemetry | Relay = Telemetry(out) if kind == "telemetry" else Relay(out, kind == "gathered")
         async with asyncio.TaskGroup() as tasks:
             for _ in range(CONCURRENT):
                 tasks.create_task(publisher())
-            tasks.create_task(telemetry.clock())
+            tasks.create_task(program.clock())
             await client.subscribe("farm/+/reading", qos)
             async for message in client.messages:
-                if kind == "telemetry":
-                    await telemetry.take(message.payload)
-                else:
-                    await relay(message.payload, out)
+                await program.take(message.payload)
 
 
 def main() -> None:

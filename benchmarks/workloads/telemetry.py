@@ -13,54 +13,26 @@ the generator's and collector's own rate through the broker, with no program bet
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from functools import partial
-
+from benchmarks.contestants import PROGRAMS
 from benchmarks.figures import OURS, Comparison, Figure, in_turns
-from benchmarks.side import ALONE, PROGRAMS, CannotError, Load, Outcome, run
+from benchmarks.side import ALONE, EMBEDDED, MOSQUITTO, Load, compare, contestants
 
 FULL = Load(window=4000, hot=64)
 PACED = Load(window=1 << 19, rate=1000, hot=1, seconds=5)
-EMBEDDED = "embedded"
-_Seen = dict[str, list[Outcome]]
-
-
-def contestants(work: str, qos: int, load: Load, at: str, whom: Sequence[str]) -> dict[str, Callable[[], Outcome]]:
-    """Those of ``whom`` who are to be had here; the others are named on stderr with the reason."""
-    out: dict[str, Callable[[], Outcome]] = {}
-    for who in whom:
-        task = partial(run, who, at, work, qos, load)
-        try:
-            if who != OURS:
-                partial(run, who, at, work, qos, Load(warm=0.1, seconds=0.2))()
-        except CannotError as why:
-            print(f"  without {who}: {why}", file=sys.stderr)
-            continue
-        out[who] = task
-    return out
-
-
-def compare(
-    name: str, unit: str, seen: _Seen, what: Callable[[Outcome], float], bars: dict[str, float], at_most: bool = False
-) -> Comparison:
-    """One row for each of ``seen``; bars against those who are not there are left out."""
-    values = {who: tuple(what(outcome) for outcome in each) for who, each in seen.items()}
-    return Comparison(name, unit, values, {who: bar for who, bar in bars.items() if who in seen}, at_most)
 
 
 def measure() -> list[Figure | Comparison]:
     """All figures of this file."""
     peers = [who for who in PROGRAMS if who != OURS]
-    full = contestants("telemetry", 0, FULL, "mosquitto", [OURS, *peers, ALONE])
+    full = contestants("telemetry", 0, FULL, MOSQUITTO, [OURS, *peers, ALONE])
     own = contestants("telemetry", 0, FULL, EMBEDDED, [OURS, "c", ALONE])
     seen = in_turns({**full, **{f"{who} on ours": task for who, task in own.items()}})
-    safe = in_turns(contestants("telemetry", 1, FULL, "mosquitto", [OURS, "c", "paho"]))
-    paced = in_turns(contestants("telemetry", 0, PACED, "mosquitto", [OURS, *peers]))
-    paced_safe = in_turns(contestants("telemetry", 1, PACED, "mosquitto", [OURS, "c", "paho"]))
+    safe = in_turns(contestants("telemetry", 1, FULL, MOSQUITTO, [OURS, "c", "paho"]))
+    paced = in_turns(contestants("telemetry", 0, PACED, MOSQUITTO, [OURS, *peers]))
+    paced_safe = in_turns(contestants("telemetry", 1, PACED, MOSQUITTO, [OURS, "c", "paho"]))
     at_mosquitto = {who: seen[who] for who in full}
     programs = {who: seen[who] for who in full if who != ALONE}
-    at_ours = {OURS: seen[f"{OURS} on ours"], "c on mosquitto": seen["c"]}
+    at_ours = {OURS: seen[f"{OURS} on ours"]} | ({"c on mosquitto": seen["c"]} if "c" in seen else {})
     at_ours |= {f"{who} on ours": seen[f"{who} on ours"] for who in own if who != OURS}
     ours_twice = {OURS: safe[OURS], "penstock QoS 0": seen[OURS], **{w: o for w, o in safe.items() if w != OURS}}
     return [

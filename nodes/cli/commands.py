@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dead": ("nodes.cli.dead", "List, show and replay the messages that nodes refused."),
     "nodes": ("nodes.cli.nodes", "List the kinds of nodes, sources, steps, models and sinks, and their options."),
     "schema": ("nodes.cli.schema", "Print the JSON Schema of a topology or of the messages on the wire."),
+    "bench": ("nodes.cli.bench", "Measure Penstock on this machine, beside its peers; in a checkout."),
     "broker": ("nodes.cli.broker", "Run the embedded MQTT broker by itself."),
     "version": ("nodes.cli.version", "Print the versions of Penstock and of what it runs on."),
 }
