@@ -21,7 +21,7 @@ import numpy as np
 
 from nodes.backends._backend import Backend, Signature, dequantise
 from nodes.decoders._decoder import Answer, Decoder
-from nodes.features import Gatherer, Item, UnfitError, fit, missing, stacked
+from nodes.features import Gatherer, Item, Scaling, UnfitError, missing
 from nodes.operator import Emit, Operator
 from schemas.errors import ConfigError
 from schemas.messages import Array, Message, Model, Predictions, Readings
@@ -49,6 +49,7 @@ class Plan:
     keep: Sequence[str]
     batch: int
     wait: float
+    scaling: Scaling | None = None
 
 
 class Infer(Operator):
@@ -94,7 +95,7 @@ class Infer(Operator):
         signatures = [backend.open() for backend in plan.backends]
         self._signature = signatures[0]
         plan.decoder.check(self._signature.outputs)
-        self._gatherer = Gatherer(self._signature, plan.fields, plan.keep)
+        self._gatherer = Gatherer(self._signature, plan.fields, plan.keep, plan.scaling)
         self._sizes = sizes(plan.batch) if self._signature.batch is None else [self._signature.batch]
         self._warm_up()
 
@@ -157,7 +158,7 @@ class Infer(Operator):
         specs = self._signature.inputs
         try:
             if (same := self._gatherer.alike(messages)) is not None:
-                inputs[specs[0].name], bad = fit(same[1], specs[0])
+                inputs[specs[0].name], bad = self._gatherer.fit(same[1], specs[0])
                 return same[0], inputs, bad
         except UnfitError:
             pass  # said of each, below
@@ -169,7 +170,7 @@ class Infer(Operator):
         bad = np.zeros(len(items), np.bool_)
         if items:
             for spec in specs:
-                inputs[spec.name], holes = stacked(items, spec)
+                inputs[spec.name], holes = self._gatherer.stacked(items, spec)
                 bad |= holes
         return items, inputs, bad
 
