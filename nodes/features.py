@@ -124,10 +124,10 @@ class Gatherer:
     def fit(self, table: Array, spec: Spec) -> tuple[Array, Array]:
         """:meth:`stacked` for what is one array [n, *shape] already."""
         if table.dtype.kind == "u" and self._scaling is not None:
-            stored = self._at_once[spec.name]
-            if stored is not None and table.dtype == np.uint8:
-                return stored(table), np.zeros(len(table), np.bool_)
-            table = self._scaling.real(table)
+            at_once = self._at_once[spec.name] if table.dtype == np.uint8 else None
+            table = at_once(table) if at_once is not None else self._scaling.real(table)
+            bad = np.zeros(len(table), np.bool_)  # whole numbers lack none
+            return (table if table.dtype == spec.dtype else _stored(table, spec)), bad
         bad = missing(table)
         return (table if table.dtype == spec.dtype else _stored(table, spec)), bad
 
