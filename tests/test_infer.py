@@ -385,6 +385,7 @@ def test_yolo_frames_in_one_batch_do_not_mix() -> None:
 
 
 def test_a_model_that_takes_long_is_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodes.inference.LONG", 1.0)
     assert not opened(DEMO, model="digits-int8.tflite").blocking
     monkeypatch.setattr("nodes.inference.LONG", 1e-9)
     assert opened(DEMO, model="digits-int8.tflite").blocking
