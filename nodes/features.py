@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from nodes import stacks
-from nodes.backends._backend import Signature, Spec, quantise
+from nodes.backends._backend import Scaling, Signature, Spec, quantise
 from schemas import rows
 from schemas.messages import Array, Column, Frame, Message, Readings, Scalar, Tensors
 
@@ -54,20 +54,6 @@ class Item(msgspec.Struct, gc=False):
                 source=None if body.source is None else [body.source[self.row]],
             ),
         )
-
-
-class Scaling(msgspec.Struct, frozen=True):
-    """What unsigned whole numbers (a camera's pixels) stand for: value · ``factor`` + ``offset``, in float32."""
-
-    factor: float
-    offset: float = 0.0
-
-    def real(self, values: Array) -> Array:
-        """The real numbers, float32."""
-        out = np.multiply(values, np.float32(self.factor), dtype=np.float32)
-        if self.offset:
-            out += np.float32(self.offset)
-        return np.asarray(out)
 
 
 class Gatherer:
@@ -121,9 +107,14 @@ class Gatherer:
         single = [self.fit(part[None], spec) for part in parts]
         return np.concatenate([table for table, _ in single]), np.concatenate([bad for _, bad in single])
 
-    def fit(self, table: Array, spec: Spec) -> tuple[Array, Array]:
-        """:meth:`stacked` for what is one array [n, *shape] already."""
+    def fit(self, table: Array, spec: Spec, *, later: bool = False) -> tuple[Array, Array]:
+        """:meth:`stacked` for what is one array [n, *shape] already.
+
+        :param later: what a float input is scaled from is left to :meth:`~nodes.backends._backend.Backend.infer`.
+        """
         if table.dtype.kind == "u" and self._scaling is not None:
+            if later and spec.dtype.kind == "f":
+                return table, np.zeros(len(table), np.bool_)
             at_once = self._at_once[spec.name] if table.dtype == np.uint8 else None
             table = at_once(table) if at_once is not None else self._scaling.real(table)
             bad = np.zeros(len(table), np.bool_)  # whole numbers lack none

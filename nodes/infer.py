@@ -210,7 +210,7 @@ class Config(Options):
 
 def build(config: Config, context: Context) -> Operator:
     """The operator; the model is loaded when the runtime opens it."""
-    from nodes.features import Scaling
+    from nodes.backends._backend import Scaling
     from nodes.inference import Infer, Plan
 
     backend, options = config.chosen_backend()

@@ -20,9 +20,9 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
-from nodes.backends._backend import Backend, Signature, dequantise
+from nodes.backends._backend import Backend, Scaling, Signature, dequantise
 from nodes.decoders._decoder import Answer, Decoder
-from nodes.features import Gatherer, Item, Scaling, UnfitError, missing
+from nodes.features import Gatherer, Item, UnfitError, missing
 from nodes.operator import Emit, Operator
 from schemas.errors import ConfigError
 from schemas.messages import Array, Message, Model, Predictions, Readings
@@ -159,7 +159,7 @@ class Infer(Operator):
         specs = self._signature.inputs
         try:
             if (same := self._gatherer.alike(messages)) is not None:
-                inputs[specs[0].name], bad = self._gatherer.fit(same[1], specs[0])
+                inputs[specs[0].name], bad = self._gatherer.fit(same[1], specs[0], later=True)
                 return same[0], inputs, bad
         except UnfitError:
             pass  # said of each, below
@@ -191,7 +191,7 @@ class Infer(Operator):
             }
         backend = self._free.get()
         try:
-            given = backend.infer(inputs)
+            given = backend.infer(inputs, self._plan.scaling)
         finally:
             self._free.put(backend)
         outputs = self._real({name: value[:n] for name, value in given.items()})

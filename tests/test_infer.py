@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nodes.backends._backend import Quantisation, Signature, Spec, quantise
-from nodes.features import Gatherer, Scaling
+from nodes.backends._backend import Quantisation, Scaling, Signature, Spec, quantise
+from nodes.features import Gatherer
 from nodes.infer import Config, build
 from nodes.inference import Infer, sizes
 from nodes.operator import Context, Emit
