@@ -66,9 +66,11 @@ class LocalSubscription(Subscription):
         queue = self.queue
         taken = list(queue.waiting)
         queue.waiting.clear()
+        kept = len(queue.given)
         if queue.qos:
             queue.given.update((id(delivery), delivery) for delivery in taken if delivery.handle is not None)
-        self._bus.hub.wake()
+        if len(queue.given) - kept < len(taken):  # what is to be acknowledged goes on taking room
+            self._bus.hub.wake()
         return taken
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
@@ -88,7 +90,8 @@ class LocalSubscription(Subscription):
                     run, done = batch, 1
         if run is not None:
             run.done(done)
-        self._bus.hub.wake()
+        if self.queue.roomy:
+            self._bus.hub.wake()
 
     async def unsubscribe(self) -> None:
         if not self.closed:

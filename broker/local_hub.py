@@ -51,6 +51,14 @@ class Queue:
     def full(self) -> bool:
         return len(self.waiting) + len(self.given) >= self.capacity
 
+    @property
+    def roomy(self) -> bool:
+        """There is so much room that who waits for some is to be woken: for a quarter of all at once, not for each alone.
+
+        Whoever reads acknowledges what it has without being given more, so it comes to that.
+        """
+        return len(self.waiting) + len(self.given) <= self.capacity - max(1, self.capacity // 4)
+
     def abandon(self) -> None:
         """Nobody will acknowledge these any more; they count as done."""
         left = [*self.given.values(), *self.waiting]

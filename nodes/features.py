@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import numpy as np
 
 from nodes import stacks
-from nodes.backends._backend import Signature, Spec, quantise
+from nodes.backends._backend import Scaling, Signature, Spec, quantise
 from schemas import rows
 from schemas.messages import Array, Column, Frame, Message, Readings, Scalar, Tensors
 
@@ -61,10 +61,15 @@ class Gatherer:
 
     :param fields: columns of readings that make the feature vector, in the model's order.
     :param keep: columns of readings that become attributes of the predictions.
+    :param scaling: what unsigned whole numbers stand for; None: they are refused where the model takes real ones.
     """
 
-    def __init__(self, signature: Signature, fields: Sequence[str], keep: Sequence[str]) -> None:
+    def __init__(
+        self, signature: Signature, fields: Sequence[str], keep: Sequence[str], scaling: Scaling | None = None
+    ) -> None:
         self._inputs = signature.inputs
+        self._scaling = scaling
+        self._at_once = {spec.name: _bytes(spec, scaling) for spec in signature.inputs}
         self._fields = tuple(fields)
         self._keep = tuple(keep)
 
@@ -89,6 +94,33 @@ class Gatherer:
             parts.append(data)
         whole = stacks.stacked(parts)
         return items, whole.reshape(len(parts), *self._inputs[0].shape)
+
+    def stacked(self, items: Sequence[Item], spec: Spec) -> tuple[Array, Array]:
+        """One input of all items, [n, *shape], of the spec's dtype: real numbers quantised where the model is.
+
+        :returns: it, and which items have a NaN in it, bool [n] (what stands there for them means nothing).
+        """
+        parts = [item.inputs[spec.name] for item in items]
+        if len({(part.dtype, part.shape) for part in parts}) == 1:
+            return self.fit(stacks.stacked(parts), spec)
+        # float and quantised messages in one batch
+        single = [self.fit(part[None], spec) for part in parts]
+        return np.concatenate([table for table, _ in single]), np.concatenate([bad for _, bad in single])
+
+    def fit(self, table: Array, spec: Spec, *, later: bool = False) -> tuple[Array, Array]:
+        """:meth:`stacked` for what is one array [n, *shape] already.
+
+        :param later: what a float input is scaled from is left to :meth:`~nodes.backends._backend.Backend.infer`.
+        """
+        if table.dtype.kind == "u" and self._scaling is not None:
+            if later and spec.dtype.kind == "f":
+                return table, np.zeros(len(table), np.bool_)
+            at_once = self._at_once[spec.name] if table.dtype == np.uint8 else None
+            table = at_once(table) if at_once is not None else self._scaling.real(table)
+            bad = np.zeros(len(table), np.bool_)  # whole numbers lack none
+            return (table if table.dtype == spec.dtype else _stored(table, spec)), bad
+        bad = missing(table)
+        return (table if table.dtype == spec.dtype else _stored(table, spec)), bad
 
     def items(self, message: Message) -> Iterator[Item]:
         """The items of ``message``.
@@ -119,12 +151,18 @@ class Gatherer:
             raise UnfitError(
                 "bad-encoding", f"a frame of {body.encoding}; the model takes raw ones: decode it in preprocess"
             )
-        data = fitted(body.data, spec, f"a frame ({body.layout})")
+        data = self._fitted(body.data, spec, f"a frame ({body.layout})")
         shape, layout = body.data.shape, body.layout
         size = (1, 1)
         if "H" in layout and "W" in layout and len(shape) == len(layout):
             size = (shape[layout.index("W")], shape[layout.index("H")])
         return Item(message, None, size, body.attributes, {spec.name: data})
+
+    def _fitted(self, data: Array, spec: Spec, what: str) -> Array:
+        """As :func:`fitted`; what is to be scaled counts as real numbers."""
+        if self._scaling is not None and data.dtype.kind == "u" and (spec.dtype.kind == "f" or spec.quantisation):
+            return _shaped(data, spec, what)
+        return fitted(data, spec, what)
 
     def _tensors(self, message: Message, body: Tensors) -> Item:
         given = body.tensors
@@ -135,7 +173,7 @@ class Gatherer:
             if missing:
                 raise UnfitError("bad-shape", f"no tensor {missing[0]!r} among {', '.join(given) or 'none'}")
             inputs = {spec.name: given[spec.name] for spec in self._inputs}
-        data = {spec.name: fitted(inputs[spec.name], spec, f"tensor {spec.name!r}") for spec in self._inputs}
+        data = {spec.name: self._fitted(inputs[spec.name], spec, f"tensor {spec.name!r}") for spec in self._inputs}
         return Item(message, None, (1, 1), body.attributes, data)
 
     def _readings(self, message: Message, body: Readings) -> Iterator[Item]:
@@ -173,10 +211,7 @@ def fitted(data: Array, spec: Spec, what: str) -> Array:
 
     :raises UnfitError: it does not fit.
     """
-    if data.shape != spec.shape:
-        if [n for n in data.shape if n != 1] != [n for n in spec.shape if n != 1]:
-            raise UnfitError("bad-shape", f"{what} of shape {list(data.shape)}; the model takes {list(spec.shape)}")
-        data = data.reshape(spec.shape)
+    data = _shaped(data, spec, what)
     if data.dtype == spec.dtype or (
         data.dtype.kind == "f" and (spec.dtype.kind == "f" or spec.quantisation is not None)
     ):
@@ -186,28 +221,22 @@ def fitted(data: Array, spec: Spec, what: str) -> Array:
     raise UnfitError("bad-dtype", f"{what} of {data.dtype.name}; the model takes {expected}{hint}")
 
 
-def stacked(items: Sequence[Item], spec: Spec) -> tuple[Array, Array]:
-    """One input of all items, [n, *shape], of the spec's dtype: real numbers quantised where the model is.
-
-    :returns: it, and which items have a NaN in it, bool [n] (what stands there for them means nothing).
-    """
-    parts = [item.inputs[spec.name] for item in items]
-    if len({(part.dtype, part.shape) for part in parts}) == 1:
-        return fit(stacks.stacked(parts), spec)
-    whole = [i for i, part in enumerate(parts) if part.dtype.kind != "f"]
-    if len(whole) in {0, len(parts)}:
-        table = np.stack(parts)
-        bad = missing(table)
-    else:  # float and quantised messages in one batch
-        bad = np.array([part.dtype.kind == "f" and bool(np.isnan(part).any()) for part in parts])
-        table = np.stack([part if part.dtype == spec.dtype else _stored(part, spec) for part in parts])
-    return (table if table.dtype == spec.dtype else _stored(table, spec)), bad
+def _shaped(data: Array, spec: Spec, what: str) -> Array:
+    if data.shape == spec.shape:
+        return data
+    if [n for n in data.shape if n != 1] != [n for n in spec.shape if n != 1]:
+        raise UnfitError("bad-shape", f"{what} of shape {list(data.shape)}; the model takes {list(spec.shape)}")
+    return data.reshape(spec.shape)
 
 
-def fit(table: Array, spec: Spec) -> tuple[Array, Array]:
-    """:func:`stacked` for what is one array [n, *shape] already."""
-    bad = missing(table)
-    return (table if table.dtype == spec.dtype else _stored(table, spec)), bad
+def _bytes(spec: Spec, scaling: Scaling | None) -> Callable[[Array], Array] | None:
+    """How a camera's bytes become what a quantised input holds, if in one go: there are 256 of them."""
+    if scaling is None or spec.quantisation is None:
+        return None
+    known = quantise(scaling.real(np.arange(256, dtype=np.uint8)), spec)
+    if known.dtype == np.int8 and bool((known == np.arange(-128, 128)).all()):  # the usual: its highest bit is turned
+        return lambda table: (np.ascontiguousarray(table) ^ np.uint8(128)).view(np.int8)
+    return lambda table: known.take(table)
 
 
 def _stored(values: Array, spec: Spec) -> Array:

@@ -14,6 +14,7 @@ from nodes.backends._backend import Signature
 from nodes.operator import Context, Flow, Operator
 from nodes.options import Options
 from schemas.errors import ConfigError, Problem, did_you_mean
+from schemas.expressions import Number
 from schemas.problems import shown, validated
 from schemas.units import Duration
 
@@ -51,6 +52,12 @@ class Config(Options):
     fields: list[str] | None = Field(
         None, description="For readings: the columns that make the model's input, in its order.", min_length=1
     )
+    scale: Number | None = Field(
+        None,
+        description="What a camera's whole numbers (uint8, uint16) are multiplied by where the model takes real ones; may be "
+        "written 1/255. Frames then travel as bytes, a quarter of what a scale step makes of them. Left out: they are rejected.",
+    )
+    offset: Number = Field(0.0, description="With scale: added after it.")
     keep: list[str] = Field([], description="For readings: columns that become attributes of the predictions.")
     threads: int = Field(1, description="Threads of one invoke.", ge=1, le=256)
     parallel: int = Field(
@@ -93,6 +100,14 @@ class Config(Options):
             problems.extend(error.under("decoder").problems)
         if signature is not None and self.fields is not None:
             problems.extend(self._check_fields(signature))
+        if self.scale is None and self.offset:
+            problems.append(Problem(("offset",), "there is no 'scale' that it is added after"))
+        if self.scale is not None and signature is not None:
+            problems.extend(
+                Problem(("scale",), f"the model's input {spec} takes no real numbers")
+                for spec in signature.inputs
+                if spec.dtype.kind != "f" and spec.quantisation is None
+            )
         if problems:
             raise ConfigError(*problems)
 
@@ -195,6 +210,7 @@ class Config(Options):
 
 def build(config: Config, context: Context) -> Operator:
     """The operator; the model is loaded when the runtime opens it."""
+    from nodes.backends._backend import Scaling
     from nodes.inference import Infer, Plan
 
     backend, options = config.chosen_backend()
@@ -210,6 +226,7 @@ def build(config: Config, context: Context) -> Operator:
         keep=config.keep,
         batch=config.batch.max,
         wait=config.batch.wait / 1e9,
+        scaling=None if config.scale is None else Scaling(config.scale, config.offset),
     )
     return Infer(plan)
 

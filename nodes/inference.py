@@ -1,9 +1,10 @@
 """The operator of ``infer``: batches of messages through one model.
 
 Why ``blocking`` is measured: an invoke releases the GIL and must take it again. Run in a worker thread beside a busy
-event loop, it waits for up to an interpreter switch interval (5 ms) to get it back, and 143,000 invokes/s of a tiny model were
-seen to fall to 1,183. So a call that is over sooner than a hand-over costs stays in the loop's own thread; only
-a batch that would hold the loop up for longer than :data:`LONG` goes to a worker thread, where one wait is small beside it.
+event loop, it waits for up to an interpreter switch interval (5 ms by default) to get it back, and 143,000 invokes/s of a tiny
+model were seen to fall to 1,183. So a call that is over sooner than a hand-over costs stays in the loop's own thread; a batch
+that takes longer than :data:`LONG` goes to a worker thread, in a process with a shorter interval (:mod:`nodes.runners`): there
+the loop gets the next batch ready meanwhile, which was worth a seventh on the demo's model (batches of 256, two cores).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
-from nodes.backends._backend import Backend, Signature, dequantise
+from nodes.backends._backend import Backend, Scaling, Signature, dequantise
 from nodes.decoders._decoder import Answer, Decoder
-from nodes.features import Gatherer, Item, UnfitError, fit, missing, stacked
+from nodes.features import Gatherer, Item, UnfitError, missing
 from nodes.operator import Emit, Operator
 from schemas.errors import ConfigError
 from schemas.messages import Array, Message, Model, Predictions, Readings
 
-LONG = 0.002
+LONG = 0.0005
 """Seconds of one full batch from which the runtime calls :meth:`Infer.process` in a worker thread."""
 _TRIALS = 3
 
@@ -49,6 +50,7 @@ class Plan:
     keep: Sequence[str]
     batch: int
     wait: float
+    scaling: Scaling | None = None
 
 
 class Infer(Operator):
@@ -94,7 +96,7 @@ class Infer(Operator):
         signatures = [backend.open() for backend in plan.backends]
         self._signature = signatures[0]
         plan.decoder.check(self._signature.outputs)
-        self._gatherer = Gatherer(self._signature, plan.fields, plan.keep)
+        self._gatherer = Gatherer(self._signature, plan.fields, plan.keep, plan.scaling)
         self._sizes = sizes(plan.batch) if self._signature.batch is None else [self._signature.batch]
         self._warm_up()
 
@@ -157,7 +159,7 @@ class Infer(Operator):
         specs = self._signature.inputs
         try:
             if (same := self._gatherer.alike(messages)) is not None:
-                inputs[specs[0].name], bad = fit(same[1], specs[0])
+                inputs[specs[0].name], bad = self._gatherer.fit(same[1], specs[0], later=True)
                 return same[0], inputs, bad
         except UnfitError:
             pass  # said of each, below
@@ -169,7 +171,7 @@ class Infer(Operator):
         bad = np.zeros(len(items), np.bool_)
         if items:
             for spec in specs:
-                inputs[spec.name], holes = stacked(items, spec)
+                inputs[spec.name], holes = self._gatherer.stacked(items, spec)
                 bad |= holes
         return items, inputs, bad
 
@@ -189,7 +191,7 @@ class Infer(Operator):
             }
         backend = self._free.get()
         try:
-            given = backend.infer(inputs)
+            given = backend.infer(inputs, self._plan.scaling)
         finally:
             self._free.put(backend)
         outputs = self._real({name: value[:n] for name, value in given.items()})

@@ -25,7 +25,7 @@ from schemas.messages import Message, rows_of
 
 _MOST_DRAFTS = 256
 """Messages drawn from a source ahead of what is sent."""
-_SWITCH = 0.0005
+_SWITCH = 0.0001
 """Seconds after which Python takes the interpreter from a thread that another waits for, in processes with a model in a
 thread: at its usual 5 ms a model waits longer to go on than it takes to answer."""
 _BACKOFF = (0.2, 30.0)

@@ -78,6 +78,7 @@ class Runtime(ABC):
         self._few_steps = asyncio.Event()
         self._done: list[Step] = []
         self._done_messages = 0
+        self._enough = asyncio.Event()
         self._final = Step()
         self._sent: dict[str, int] = {}
         self._idle = asyncio.Event()
@@ -284,8 +285,7 @@ class Runtime(ABC):
                 step.mark.receipt(receipt)
                 receipt.add_done_callback(self._published)
         if self.stateful:
-            self._done.append(step)
-            self._done_messages += step.entry.messages
+            self._finished_step(step)
             self._moved.set()
             return
         await self.outputs.flush(self.outputs.take_staged(), step.mark)
@@ -345,12 +345,18 @@ class Runtime(ABC):
         """More is acknowledged: steps at the front that are complete can be booked."""
         steps, moved = self._steps, False
         while steps and steps[0].mark.done:
-            self._done.append(steps[0])
-            self._done_messages += steps.popleft().entry.messages
+            self._finished_step(steps.popleft())
             moved = True
         if moved:
             self._few_steps.set()
         self._moved.set()
+
+    def _finished_step(self, step: Step) -> None:
+        """A step waits for the next commit."""
+        self._done.append(step)
+        self._done_messages += step.entry.messages
+        if self._done_messages >= _COMMIT_AT:
+            self._enough.set()
 
     async def _settled(self) -> None:
         """Wait until every step is booked and committed, and every answer is done.
@@ -386,14 +392,14 @@ class Runtime(ABC):
                 if self._finished or self._stopping.is_set() or (self.stateful and self.outputs.staged):
                     break
             return
-        until = asyncio.get_running_loop().time() + COMMIT_LINGER
+        if self._done_messages >= _COMMIT_AT:
+            return
+        self._enough.clear()
+        timer = asyncio.get_running_loop().call_later(COMMIT_LINGER, self._enough.set)
         try:
-            async with asyncio.timeout_at(until):
-                while self._done_messages < _COMMIT_AT:
-                    await self._moved.wait()
-                    self._moved.clear()
-        except TimeoutError:
-            pass
+            await self._enough.wait()
+        finally:
+            timer.cancel()
 
     async def _commit(self) -> None:
         """Book what is done, in one transaction; then send what waited for it; then acknowledge."""

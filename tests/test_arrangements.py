@@ -55,6 +55,7 @@ nodes:
 """
 
 ONE_PROCESS = "topology: same\n" + NODES.format(low="process: all", high="process: all")
+COPIES = ONE_PROCESS.replace("{max: 16, wait: 2ms}", "{max: 4, wait: 2ms}, parallel: 3")
 EMBEDDED = "topology: same\n" + NODES.format(low="", high="")
 GROUPED = "topology: same\n" + NODES.format(low="process: low", high="process: high")
 MOSQUITTO = "topology: same\nbrokers: {site: {run: mosquitto}}\n" + NODES.format(low="", high="")
@@ -116,6 +117,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Results:
     [
         pytest.param(EMBEDDED, id="a-process-a-node-embedded"),
         pytest.param(GROUPED, id="two-processes-embedded"),
+        pytest.param(COPIES, id="one-process-three-copies-of-the-model"),
         pytest.param(MOSQUITTO, id="a-process-a-node-mosquitto", marks=pytest.mark.connected),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from nodes.backends._backend import Quantisation, Scaling, Signature, Spec, quantise
+from nodes.features import Gatherer
 from nodes.infer import Config, build
 from nodes.inference import Infer, sizes
 from nodes.operator import Context, Emit
@@ -382,6 +385,7 @@ def test_yolo_frames_in_one_batch_do_not_mix() -> None:
 
 
 def test_a_model_that_takes_long_is_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodes.inference.LONG", 1.0)
     assert not opened(DEMO, model="digits-int8.tflite").blocking
     monkeypatch.setattr("nodes.inference.LONG", 1e-9)
     assert opened(DEMO, model="digits-int8.tflite").blocking
@@ -421,3 +425,55 @@ def test_whatever_comes_is_answered_or_rejected(model: str, decoder: str, data: 
 
 def test_nothing_in_nothing_out() -> None:
     assert run(opened(model="logits.tflite"), []).sent == []
+
+
+@pytest.mark.parametrize("kind", ["float", "int8"])
+def test_bytes_are_scaled_at_the_model_as_by_a_step(kind: str) -> None:
+    images, _ = digits()
+    model = {"model": str(DEMO / f"digits-{kind}.tflite"), "batch": {"max": 8, "wait": "1ms"}}
+    as_bytes = [message(Frame(data=image[..., 0], layout="HW"), f"cam:1:{i}") for i, image in enumerate(images[:30])]
+    as_reals = [
+        message(Frame(data=image[..., 0] * np.float32(1 / 255), layout="HW"), f"cam:1:{i}")
+        for i, image in enumerate(images[:30])
+    ]
+    scaled = opened(DEMO, scale="1/255", **model)
+    wanted = predicted(run(opened(DEMO, **model), as_reals))
+    for frames in (as_bytes, as_reals, [*as_bytes[:7], *as_reals[7:20], *as_bytes[20:]]):
+        found = predicted(run(scaled, frames))
+        assert [p.labels for p in found] == [p.labels for p in wanted]
+        np.testing.assert_allclose([p.scores for p in found], [p.scores for p in wanted], atol=1e-6)
+    refused = run(opened(DEMO, **model), as_bytes[:2])
+    assert [reason for _, reason, _ in refused.dead] == ["bad-dtype"] * 2
+    # signed whole numbers are what a quantised model stores, and nothing to scale
+    signed = run(scaled, [message(Frame(data=np.zeros((8, 8), np.int16), layout="HW"))])
+    assert [reason for _, reason, _ in signed.dead] == ["bad-dtype"]
+
+
+def test_every_byte_has_its_place_in_a_quantised_input() -> None:
+    """By a table of 256, whatever the scale: the same as real numbers, quantised one by one."""
+    spec = Spec("x", (256,), np.dtype(np.int8), Quantisation(0.02, 7))
+    values = np.arange(256, dtype=np.uint8)
+    for scaling in (Scaling(1 / 255), Scaling(1 / 50, -1), Scaling(0.02, 7)):
+        table, bad = Gatherer(Signature((spec,), (), None), (), (), scaling).fit(values[None], spec)
+        assert not bad.any()
+        np.testing.assert_array_equal(table[0], quantise(scaling.real(values), spec))
+    camera = Spec("x", (256,), np.dtype(np.int8), Quantisation(1 / 255, -128))
+    table, _ = Gatherer(Signature((camera,), (), None), (), (), Scaling(1 / 255)).fit(values[None], camera)
+    np.testing.assert_array_equal(table[0], np.arange(-128, 128))
+
+
+def test_copies_of_a_model_answer_alike_from_several_threads() -> None:
+    images, _ = digits()
+    model = str(DEMO / "digits-int8.tflite")
+    batches = [
+        [message(Frame(data=images[i] * np.float32(1 / 255)), f"cam:1:{i}") for i in range(at, at + 16)]
+        for at in range(0, 320, 16)
+    ]
+    wanted = [predicted(run(opened(DEMO, model=model), batch)) for batch in batches]
+    several = opened(DEMO, model=model, parallel=3)
+    assert (several.calls, several.blocking) == (3, True)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda batch: predicted(run(several, batch)), batches))
+    assert [[p.labels for p in some] for some in found] == [[p.labels for p in some] for some in wanted]
+    assert [[p.seen for p in some] for some in found] == [[p.seen for p in some] for some in wanted]
+    several.close()

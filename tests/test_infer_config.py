@@ -108,6 +108,9 @@ WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     ({"model": "logits.tflite", "batch": {"wait": 5}}, ("batch", "wait"), "a duration with a unit"),
     ({"model": "logits.tflite", "tresholds": 1}, ("tresholds",), "unknown key"),
     ({"model": "logits.tflite", "top": 0}, ("top",), "at least 1"),
+    ({"model": "logits.tflite", "parallel": 0}, ("parallel",), "at least 1"),
+    ({"model": "logits.tflite", "offset": -1}, ("offset",), "no 'scale'"),
+    ({"model": "logits.tflite", "scale": "1/0"}, ("scale",), ""),
     ({}, ("model",), "missing"),
 ]
 

@@ -25,6 +25,8 @@ STEPS: list[list[Any]] = [
     [{"quantise": {"scale": 1, "zero_point": -128}}],
     [{"quantise": {"scale": 2, "zero_point": 5, "dtype": "uint16"}}],
     [{"flip": "horizontal"}, {"scale": 3}],
+    [{"crop": {"middle": [5, 4]}}, {"scale": 3}],
+    [{"crop": [9, 0, 4, 6]}, {"resize": [2, 3]}],
     [{"resize": [8, 6]}, {"quantise": {"scale": 1, "zero_point": -128}}, {"flip": "both"}],
 ]
 """For frames of 8 × 6."""

@@ -27,7 +27,7 @@ nodes:
   warm:  {{preprocess: {{steps: [{{derive: {{fahrenheit: temperature * 1.8 + 32}}}}]}}, from: meter, process: one}}
   sound: {{preprocess: {{steps: [{{filter: fahrenheit < 76}}]}}, from: warm, process: one}}
   mean:
-    aggregate: {{window: 10s, by: source, watermark: {{delay: 100ms}}, fields: {{mean: mean(fahrenheit), n: count()}}}}
+    aggregate: {{window: 10s, by: source, watermark: {{delay: {delay}ms}}, fields: {{mean: mean(fahrenheit), n: count()}}}}
     from: sound
     process: one
   store: {{uplink: {{sink: jsonl, path: means.jsonl}}, from: mean, process: one}}
@@ -40,7 +40,7 @@ def whole(folder: Path, *, rows: int = ROWS, devices: int = DEVICES, seconds: fl
     :raises RuntimeError: a row is neither in a mean nor filtered.
     """
     (folder / "means.jsonl").unlink(missing_ok=True)
-    ran = run(folder, _TOPOLOGY.format(source=_SOURCE, rows=rows, devices=devices), seconds)
+    ran = run(folder, _TOPOLOGY.format(source=_SOURCE, rows=rows, devices=devices, delay=100 + rows // 10), seconds)
     sent, books = ran.emitted("meter"), ran.outcome.ledgers
     found = books["sound"].filtered + books["mean"].passed
     with (folder / "means.jsonl").open() as file:

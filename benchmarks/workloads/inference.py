@@ -1,9 +1,10 @@
 """Images per second through camera → preprocess → infer → aggregate → uplink, against the backend in a bare loop.
 
-Two models: the demo's digits CNN (64×64 grey frames, made 8×8 and scaled, as ``examples/digits`` does), and a MobileNetV2 of
-random weights on 96×96 colour images (:mod:`benchmarks.mobilenet`) in float and int8. The camera is a stack of images in a
-file, played in a loop. All edges are ``safe``: every image that the camera sent is in a count at the sink. The bare loop sets,
-invokes and gets, with the batch and the threads that were found best, on images that are ready in memory.
+Two models: the demo's digits CNN (64×64 grey frames, made 8×8), and a MobileNetV2 of random weights in float and int8
+(:mod:`benchmarks.mobilenet`), whose 96×96 are the middle of colour images of 100×100. Pixels are scaled at the model. The camera
+is a stack of images in a file, played in a loop. All edges are ``safe``: every image that the camera sent is in a count at the
+sink. The bare loop sets, invokes and gets, with the batch and the threads that were found best, on images ready in memory.
+Ours has two copies of the large model with a thread each, and a batch that is large.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +23,7 @@ import numpy as np
 
 from benchmarks import mobilenet
 from benchmarks.figures import OURS, Comparison, Figure, in_turns
-from benchmarks.runs import CACHE, run
+from benchmarks.runs import CACHE, Ran, run
 
 DEMO = Path(__file__).parent.parent.parent / "nodes" / "demo"
 SECONDS = 4.0
@@ -30,14 +32,22 @@ BAR = 0.9
 ONE_PROCESS, FIVE_PROCESSES = 30_000, 10_000
 """Images of the demo's CNN a second."""
 FRAMES = 256
+CAMERAS = 12
+SEEN, SIDE = 100, 96
+"""Sides of the camera's colour images and of the large model's, pixels."""
 
+_CAMERA = """
+  {name}:
+    ingest: {{source: arrays, path: {frames}, loop: {loop}, start: "2026-01-01T00:00:00Z", interval: 1ms}}
+    {process}
+""".strip("\n")
 _TOPOLOGY = """
 topology: inference
 nodes:
-  camera: {{ingest: {{source: arrays, path: {frames}, loop: true, start: "2026-01-01T00:00:00Z", interval: 1ms}}{process}}}
-  ready:  {{preprocess: {{steps: {steps}}}, from: {{camera: {{delivery: safe}}}}{process}}}
+{cameras}
+  ready:  {{preprocess: {{steps: {steps}}}, from: {{{reads}}}{process}}}
   seen:
-    infer: {{model: {model}, parallel: {threads}, batch: {{max: {batch}, wait: 5ms}}}}
+    infer: {{model: {model}, scale: 1/255, parallel: {copies}, batch: {{max: {batch}, wait: 5ms}}}}
     from: {{ready: {{delivery: safe}}}}
     {more}
   counts: {{aggregate: {{window: 1min, by: label, fields: {{n: count()}}}}, from: seen{process}}}
@@ -50,6 +60,8 @@ class Case:
     """A model and what comes before it.
 
     :param steps: of ``preprocess``, as YAML.
+    :param batches: that the bare loop is tried with.
+    :param batch: ours; copies: of the model, ours.
     """
 
     name: str
@@ -57,6 +69,8 @@ class Case:
     frames: Path
     steps: str
     batches: tuple[int, ...]
+    batch: int
+    copies: int
 
     def best(self) -> tuple[int, int]:
         """Batch and threads with which the bare loop is fastest."""
@@ -68,42 +82,56 @@ class Case:
         command = [sys.executable, "-m", "benchmarks.bare", str(self.model), str(batch), str(threads), str(seconds)]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
-    def ours(self, folder: Path, batch: int, threads: int, *, one: bool, replicas: int = 1, devices: int = 1) -> float:
+    def ours(self, folder: Path, copies: int, *, one: bool, replicas: int = 1, cameras: int = 1) -> float:
         """Images a second through five nodes.
 
-        :param one: in one process; otherwise each in its own.
-        :raises RuntimeError: an image is not in the counts.
+        :param one: in one process; otherwise each in its own (but all cameras in one).
+        """
+        ran, images = self.run(folder, copies, one=one, replicas=replicas, cameras=cameras, seconds=SECONDS)
+        return sum(images.values()) / ran.seconds
+
+    def run(
+        self, folder: Path, copies: int, *, one: bool, replicas: int = 1, cameras: int = 1, seconds: float | None = None
+    ) -> tuple[Ran, dict[str, int]]:
+        """As :meth:`ours`: the run, and how many images got each label.
+
+        :param seconds: the cameras' stacks are played in a loop for so long; None: once.
+        :raises RuntimeError: an image is not in the counts, or they are all alike.
         """
         out = folder / "counts.jsonl"
         out.unlink(missing_ok=True)
-        text = topology(self, batch, threads, one=one, replicas=replicas, devices=devices)
-        ran = run(folder, text, SECONDS)
-        lines = [json.loads(line) for line in out.read_text().splitlines()]
-        counted: int = sum(line["body"]["values"]["n"] for line in lines)
+        text = topology(self, copies, one=one, replicas=replicas, cameras=cameras, loop=seconds is not None)
+        ran = run(folder, text, seconds)
+        images: Counter[str] = Counter()
+        for line in out.read_text().splitlines():
+            body = json.loads(line)["body"]
+            images[body["key"]] += body["values"]["n"]
         sent = sum(ran.emitted(name) for name in ran.outcome.ledgers if name.startswith("camera"))
-        if counted != sent:
-            raise RuntimeError(f"{sent} images sent, {counted} counted")
-        if len({line["body"]["key"] for line in lines}) < 2:
+        if images.total() != sent:
+            raise RuntimeError(f"{sent} images sent, {images.total()} counted")
+        if len(images) < 2:
             raise RuntimeError("one answer for all images: the model does not tell them apart")
-        return counted / ran.seconds
+        return ran, dict(images)
 
 
-def topology(case: Case, batch: int, threads: int, *, one: bool, replicas: int = 1, devices: int = 1) -> str:
-    """The five nodes as YAML."""
-    process = ", process: one" if one else ""
+def topology(case: Case, copies: int, *, one: bool, replicas: int = 1, cameras: int = 1, loop: bool = True) -> str:
+    """The five nodes as YAML; several cameras share a process."""
     more = "process: one" if one else f"replicas: {replicas}" if replicas > 1 else ""
-    text = _TOPOLOGY.format(
-        frames=case.frames, steps=case.steps, model=case.model, threads=threads, batch=batch, process=process, more=more
+    names = ["camera"] if cameras == 1 else [f"camera-{i}" for i in range(cameras)]
+    process = ", process: one" if one else ""
+    own = "process: one" if one else "process: cameras" if cameras > 1 else ""
+    return _TOPOLOGY.format(
+        cameras="\n".join(
+            _CAMERA.format(name=name, frames=case.frames, loop=str(loop).lower(), process=own) for name in names
+        ),
+        reads=", ".join(f"{name}: {{delivery: safe}}" for name in names),
+        steps=case.steps,
+        model=case.model,
+        copies=copies,
+        batch=case.batch,
+        process=process,
+        more=more,
     )
-    if devices == 1:
-        return text
-    # sources are what replicas share: as many cameras
-    lines = text.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("  camera:"))
-    names = [f"camera-{i}" for i in range(devices)]
-    lines[at : at + 1] = [lines[at].replace("camera:", f"{name}:", 1) for name in names]
-    reads = "{" + ", ".join(f"{name}: {{delivery: safe}}" for name in names) + "}"
-    return "\n".join(lines).replace("{camera: {delivery: safe}}", reads) + "\n"
 
 
 def demo() -> Case:
@@ -114,21 +142,21 @@ def demo() -> Case:
         with np.load(DEMO / "digits.npz") as digits:
             small = digits["images"][..., 0]
         np.save(path, np.kron(small, np.ones((1, 8, 8), np.uint8)))
-    steps = "[{resize: [8, 8]}, {scale: 1/255}]"
-    return Case("digits CNN", DEMO / "digits-int8.tflite", path, steps, (16, 64, 256))
+    steps = "[{resize: [8, 8]}]"
+    return Case("digits CNN", DEMO / "digits-int8.tflite", path, steps, (16, 64, 256), 256, 1)
 
 
 def large(*, quantised: bool) -> Case:
     """The MobileNetV2, made once."""
     kind = "int8" if quantised else "float"
-    model, frames = CACHE / f"mobilenet-v2-96-{kind}.tflite", CACHE / "pictures-96.npy"
+    model, frames = CACHE / f"mobilenet-v2-{SIDE}-{kind}.tflite", CACHE / f"pictures-{SEEN}.npy"
     CACHE.mkdir(parents=True, exist_ok=True)
     if not frames.exists():
-        np.save(frames, mobilenet.pictures(FRAMES, 96, seed=5))
+        np.save(frames, mobilenet.pictures(FRAMES, SEEN, seed=5))
     if not model.exists():
-        model.write_bytes(mobilenet.tflite(mobilenet.build(), quantised=quantised))
-    steps = "[{quantise: {scale: 1, zero_point: -128}}]" if quantised else "[{scale: 1/255}]"
-    return Case(f"MobileNetV2 96×96 {kind}", model, frames, steps, (1, 4, 8, 16, 32))
+        model.write_bytes(mobilenet.tflite(mobilenet.build(SIDE), quantised=quantised))
+    steps = f"[{{crop: {{middle: [{SIDE}, {SIDE}]}}}}]"
+    return Case(f"MobileNetV2 {SIDE}×{SIDE} {kind}", model, frames, steps, (4, 8, 16, 32, 64), 64, 2)
 
 
 def compare(case: Case, folder: Path, bars: dict[str, float]) -> list[Figure | Comparison]:
@@ -139,9 +167,9 @@ def compare(case: Case, folder: Path, bars: dict[str, float]) -> list[Figure | C
     batch, threads = case.best()
     print(f"  {case.name}: batch {batch}, {threads} threads", file=sys.stderr, flush=True)
     contestants: dict[str, Callable[[], float]] = {
-        "one": partial(case.ours, folder, batch, threads, one=True),
+        "one": partial(case.ours, folder, case.copies, one=True),
         "bare": partial(case.bare, batch, threads),
-        "five": partial(case.ours, folder, batch, threads, one=False),
+        "five": partial(case.ours, folder, case.copies, one=False),
     }
     seen = {who: tuple(values) for who, values in in_turns(contestants, ROUNDS).items()}
     loop = f"bare loop, batch {batch}, {threads} threads"
@@ -157,12 +185,17 @@ def compare(case: Case, folder: Path, bars: dict[str, float]) -> list[Figure | C
 
 
 def replicated(case: Case, folder: Path) -> Comparison:
-    """Two replicas of ``infer`` with a thread each, against one with one thread; four cameras."""
-    batch = 8
+    """Two replicas of ``infer``, with a thread each, against one; twelve cameras, for the work is shared by source.
+
+    :raises RuntimeError: their answers differ.
+    """
     runs: dict[str, Callable[[], float]] = {
-        OURS: partial(case.ours, folder, batch, 1, one=False, replicas=2, devices=4),
-        "one replica": partial(case.ours, folder, batch, 1, one=False, replicas=1, devices=4),
+        OURS: partial(case.ours, folder, 1, one=False, replicas=2, cameras=CAMERAS),
+        "one replica": partial(case.ours, folder, 1, one=False, replicas=1, cameras=CAMERAS),
     }
+    answers = [case.run(folder, 1, one=False, replicas=n, cameras=CAMERAS)[1] for n in (1, 2)]
+    if answers[0] != answers[1]:
+        raise RuntimeError(f"one replica counted {answers[0]}, two counted {answers[1]}")
     seen = {who: tuple(values) for who, values in in_turns(runs, ROUNDS).items()}
     return Comparison(f"{case.name}, two replicas of infer", "images/s", seen)
 

@@ -44,6 +44,21 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaling:
+    """What unsigned whole numbers (a camera's pixels) stand for: value · ``factor`` + ``offset``, in float32."""
+
+    factor: float
+    offset: float = 0.0
+
+    def real(self, values: Array, out: Array | None = None) -> Array:
+        """The real numbers, float32; written to ``out`` if there is one."""
+        made = np.multiply(values, np.float32(self.factor), dtype=np.float32, out=out)
+        if self.offset:
+            made += np.float32(self.offset)
+        return np.asarray(made)
+
+
+@dataclass(frozen=True, slots=True)
 class Signature:
     """What a model takes and gives.
 
@@ -67,8 +82,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def infer(self, inputs: dict[str, Array]) -> dict[str, Array]:
+    def infer(self, inputs: dict[str, Array], scaling: Scaling | None = None) -> dict[str, Array]:
         """Run the model on n items: every array [n, *shape] of its spec's dtype, C order, as are the answers.
+
+        :param scaling: float inputs that are given as unsigned whole numbers are to be scaled so, best into the model's memory.
 
         ``infer`` (the node) calls it with few different n (powers of two), so a backend may keep something for each n.
         The answers are the caller's own: the next call does not change them.

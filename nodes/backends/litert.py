@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from nodes.backends import _tflite_file
-from nodes.backends._backend import Backend, Signature
+from nodes.backends._backend import Backend, Scaling, Signature
 from nodes.operator import Context
 from nodes.options import Options
 from schemas.errors import ConfigError, MissingError, Problem, RunError
@@ -132,7 +132,7 @@ class LiteRT(Backend):
         except ValueError as error:
             raise ConfigError(f"the delegate {self._delegate} does not start: {_line(error)}") from error
 
-    def infer(self, inputs: dict[str, Array]) -> dict[str, Array]:
+    def infer(self, inputs: dict[str, Array], scaling: Scaling | None = None) -> dict[str, Array]:
         """Set, invoke, copy out."""
         interpreter, signature = self._interpreter, self._signature
         n = len(inputs[signature.inputs[0].name])
@@ -143,9 +143,14 @@ class LiteRT(Backend):
                 interpreter.allocate_tensors()
                 self._size = n
             for index, spec in zip(self._ins, signature.inputs, strict=True):
-                value = inputs[spec.name]
                 target = interpreter.tensor(index)()
-                target[...] = value.reshape(target.shape)
+                value = inputs[spec.name].reshape(target.shape)
+                if scaling is None or value.dtype.kind != "u" or spec.dtype.kind != "f":
+                    target[...] = value
+                elif spec.dtype == np.float32:
+                    scaling.real(value, target)
+                else:
+                    target[...] = scaling.real(value)
                 del target  # a view that is still held would make invoke refuse
             interpreter.invoke()
             answers = {}

@@ -76,6 +76,8 @@ class Classification(Decoder):
         order = scores.argmax(axis=1)[:, None] if top == 1 else np.argsort(-scores, axis=1, kind="stable")[:, :top]
         best = scores[np.arange(len(scores))[:, None], order]
         names = self._labels
+        if top == 1:
+            return [Answer([names[i]], score) for i, score in zip(order[:, 0].tolist(), best, strict=True)]
         return [Answer([names[i] for i in row], best[k]) for k, row in enumerate(order.tolist())]
 
 

@@ -69,7 +69,7 @@ class Table:
     """n rows of ``messages``.
 
     :param columns: field → column of n rows.
-    :param time: int64 [n], ns since the epoch.
+    :param clock: the event times of the rows, int64 [n], ns since the epoch; None: those of all rows of ``messages``.
     :param places: which message each row is of, and where it stood in it.
     :param changed: columns are not those of the messages any more.
     :param order: place of each message in the call.
@@ -80,10 +80,15 @@ class Table:
     order: list[int]
     n: int
     columns: dict[str, Column]
-    time: NDArray[np.int64]
+    clock: NDArray[np.int64] | None
     places: Places
     changed: bool = False
     empties: bool = True
+
+    @cached_property
+    def time(self) -> NDArray[np.int64]:
+        """int64 [n], ns since the epoch. Put together when somebody asks: most steps do not."""
+        return _times(self.messages) if self.clock is None else self.clock
 
     @cached_property
     def sources(self) -> tuple[NDArray[np.int64], list[str]]:
@@ -116,7 +121,7 @@ class Table:
         if kept == self.n:
             return self
         columns = {name: take(column, keep) for name, column in self.columns.items()}
-        return replace(self, n=kept, columns=columns, time=self.time[keep], places=self.places.pick(keep))
+        return replace(self, n=kept, columns=columns, clock=self.time[keep], places=self.places.pick(keep))
 
     def with_columns(self, columns: dict[str, Column]) -> Table:
         """Other columns for the same rows."""
@@ -170,7 +175,7 @@ class Table:
                 time = None if body.time is None else self.time[start:end]
                 source = None if body.source is None else [body.source[i] for i in self.places.row[start:end].tolist()]
             columns = {name: column[start:end] for name, column in self.columns.items()}
-            first = int(self.time[start]) if n else message.time
+            first = int(time[0]) if n and time is not None else message.time
             return message.derive(Readings(n=n, columns=columns, time=time, source=source), time=first)
         if n == 0:  # an answer without boxes has no rows from the start
             return message if isinstance(body, Predictions) and body.boxes is not None and not body.labels else None
@@ -372,14 +377,17 @@ def _table(messages: Sequence[Message], places: list[int]) -> Table:
     lengths = [b.n for b in bodies]
     n = sum(lengths)
     columns = {name: concat([b.columns[name] for b in bodies], lengths) for name in bodies[0].columns}
-    own = [b.time for b in bodies]
-    if all(t is None for t in own):
-        time = np.repeat(np.array([m.time for m in chosen], np.int64), lengths)
-    else:
-        time = np.concatenate(
-            [np.full(n, m.time, np.int64) if t is None else t for n, t, m in zip(lengths, own, chosen, strict=True)]
-        )
-    return Table(chosen, places, n, columns, time, Places(lengths))
+    return Table(chosen, places, n, columns, None, Places(lengths))
+
+
+def _times(messages: Sequence[Message]) -> NDArray[np.int64]:
+    """The event times of all rows of readings."""
+    bodies = [m.body for m in messages if isinstance(m.body, Readings)]
+    if all(b.time is None for b in bodies):
+        return np.repeat(np.array([m.time for m in messages], np.int64), [b.n for b in bodies])
+    return np.concatenate(
+        [np.full(b.n, m.time, np.int64) if b.time is None else b.time for b, m in zip(bodies, messages, strict=True)]
+    )
 
 
 def by_source(table: Table) -> Iterator[tuple[str, NDArray[np.int64]]]:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from nodes.operator import Context
 from nodes.steps._image import numbers, pixels, raw
 from nodes.steps._step import FRAMES, FrameStep, RefusedError, StepOptions
-from schemas.messages import Frame
+from schemas.messages import Array, Frame
 
 Corner = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(ge=1)]
@@ -46,7 +46,23 @@ class Crop(FrameStep):
 
     def frame(self, frame: Frame) -> Frame:
         frame, image = pixels(frame)
-        high, wide = image.shape[:2]
+        rows, columns = self._part(*image.shape[:2])
+        return raw(frame, np.ascontiguousarray(image[rows, columns]))
+
+    def stack(self, images: Array, like: Frame) -> tuple[Array, str] | None:
+        if like.layout not in ("HW", "HWC") or images.ndim != 1 + len(like.layout):
+            return None
+        try:
+            rows, columns = self._part(*images.shape[1:3])
+        except RefusedError:
+            return None
+        return np.ascontiguousarray(images[:, rows, columns]), like.layout
+
+    def _part(self, high: int, wide: int) -> tuple[slice, slice]:
+        """Rows and columns that are kept.
+
+        :raises RefusedError: the image is too small.
+        """
         if self.config.box is not None:
             x, y, w, h = self.config.box
         else:
@@ -54,7 +70,7 @@ class Crop(FrameStep):
             x, y = (wide - w) // 2, (high - h) // 2
         if x < 0 or y < 0 or x + w > wide or y + h > high:
             raise RefusedError("wrong-shape", f"the part is not inside the image of {wide} × {high} pixels")
-        return raw(frame, np.ascontiguousarray(image[y : y + h, x : x + w]))
+        return slice(y, y + h), slice(x, x + w)
 
 
 def build(config: Config, context: Context) -> FrameStep:

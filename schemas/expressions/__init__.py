@@ -123,8 +123,8 @@ class Expression:
         """
         self.require("bool")
         with np.errstate(all="ignore"):
-            flags: NDArray[np.bool_] = np.broadcast_to(truth(self._node.run(Data(columns, n)), "a condition"), (n,))
-        return flags
+            flags = truth(self._node.run(Data(columns, n)), "a condition")
+        return flags if flags.ndim else np.broadcast_to(flags, (n,))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Expression) and other.source == self.source

@@ -107,13 +107,21 @@ def compare(sign: str, left: Value, right: Value) -> Value:
 
     :raises WrongTypeError: text against numbers.
     """
-    function, where = COMPARISONS[sign], f"'{sign}'"
+    function = COMPARISONS[sign]
+    if _plain(left) and _plain(right) and sign != "!=":
+        return np.asarray(function(left, right))
+    where = f"'{sign}'"
     if is_text(left) or is_text(right):
         return np.asarray(pairwise(text(left, where), text(right, where), function, False), np.bool_)
     a, b = alike((left, right), where)
     if sign != "!=":
         return np.asarray(function(a, b))
     return np.asarray((a != b) & ~missing(a) & ~missing(b))
+
+
+def _plain(value: Value) -> bool:
+    """An array of float64 or int64: what nearly all are, and needs no looking at."""
+    return type(value) is np.ndarray and value.dtype.char in "dl"
 
 
 def among(value: Value, texts: frozenset[str]) -> Value:

@@ -48,7 +48,7 @@ class WrongTypeError(ExpressionError):
         super().__init__("wrong-type", detail)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Data:
     """The columns that an expression is evaluated on, each of n rows."""
 
