@@ -17,7 +17,6 @@ code  meaning
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -195,6 +194,8 @@ class RejectedError(PenstockError):
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest of ``known``, or what there is to choose from, or ``""``."""
+    from difflib import get_close_matches  # seldom needed, and every process has this module
+
     choices = sorted(known)
     if near := get_close_matches(wrong, choices, n=1, cutoff=0.6):
         return f"; did you mean {near[0]!r}?"

@@ -19,6 +19,7 @@ from typing import Any
 from broker.embedded.access import Rule, Users
 from broker.embedded.limits import Limits
 from broker.embedded.server import TLS, EmbeddedBroker, Listener
+from broker.embedded.tuning import tune
 from schemas.errors import ConfigError, PenstockError, Problem, did_you_mean
 
 
@@ -39,6 +40,7 @@ async def serve(config: Config, *, ready: Callable[[list[str]], None]) -> None:
 
     :raises ConfigError: an address cannot be bound, or a file or the data folder cannot be used.
     """
+    tune()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CONTROL_FACTOR = 2
+_LARGE = 1 << 16
 _ACKS = Struct(">HH")
 _MAX_ALIASED_BLOCK = 125
 """Longest property block, with its length, that an alias is added to: the length stays one byte."""
@@ -96,7 +97,7 @@ class Connection:
         self._aliases: dict[bytes, bytes] = {}
         self.expiry_fixed = False
         self.problems = True
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._gathered = 0
         self._needed = 0
         core.timers.at(now + core.limits.connect_seconds, self._expect_connect)
@@ -199,13 +200,31 @@ class Connection:
     def receive(self, data: bytes, now: float) -> None:
         """Take bytes of the client, whole packets or not."""
         self.last_heard = now
-        if self._parts:
-            self._parts.append(data)
+        parts = self._parts
+        if parts:
+            parts.append(data)
             self._gathered += len(data)
             if self._gathered < self._needed or self.paused:
                 return
-            data = b"".join(self._parts)
-            self._parts.clear()
+            over = self._gathered - self._needed
+            if self._needed >= _LARGE and 0 < over < len(data):
+                # A large packet by itself is handed on as it is; behind it there would be a second copy of it.
+                parts[-1] = memoryview(data)[:-over]
+                large = b"".join(parts)
+                parts.clear()
+                self._feed(large, now)
+                data = data[-over:]
+                if parts:
+                    parts.append(data)
+                    self._gathered += over
+                    return
+            else:
+                data = b"".join(parts)
+                parts.clear()
+        if self.state is not State.CLOSED:
+            self._feed(data, now)
+
+    def _feed(self, data: bytes, now: float) -> None:
         try:
             rest, needed = self._take(data, now)
         except FaultError as fault:

@@ -47,6 +47,7 @@ def command(
     if hash_password is not None:
         print(user_line(hash_password))
         return
+    from broker.embedded.__main__ import run
     from broker.embedded.access import Users
     from broker.embedded.server import TLS, EmbeddedBroker
 
@@ -64,7 +65,7 @@ def command(
         anonymous=anonymous,
         data=data,
     )
-    asyncio.run(_serve(broker))
+    run(_serve(broker))
 
 
 def user_line(name: str) -> str:
@@ -109,6 +110,9 @@ def _limits(**wanted: int | None) -> Any:
 
 
 async def _serve(broker: EmbeddedBroker) -> None:
+    from broker.embedded.tuning import tune
+
+    tune()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

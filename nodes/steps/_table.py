@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from operator import itemgetter
@@ -64,7 +64,7 @@ class Picked(Places):
         self.row = row
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: made for every message, and freezing doubles what that costs
 class Table:
     """n rows of ``messages``.
 
@@ -121,15 +121,18 @@ class Table:
         if kept == self.n:
             return self
         columns = {name: take(column, keep) for name, column in self.columns.items()}
-        return replace(self, n=kept, columns=columns, clock=self.time[keep], places=self.places.pick(keep))
+        places = self.places.pick(keep)
+        return Table(self.messages, self.order, kept, columns, self.time[keep], places, self.changed, self.empties)
 
     def with_columns(self, columns: dict[str, Column]) -> Table:
         """Other columns for the same rows."""
-        return replace(self, columns=columns, changed=True)
+        return Table(self.messages, self.order, self.n, columns, self.clock, self.places, True, self.empties)
 
     def without_empty(self) -> Table:
         """Also without messages that had no rows from the start: no row of theirs was asked for."""
-        return replace(self, empties=False)
+        return Table(
+            self.messages, self.order, self.n, self.columns, self.clock, self.places, self.changed, empties=False
+        )
 
     def bounds(self) -> list[int]:
         """Where each message's rows begin, and the end."""

@@ -7,7 +7,8 @@ evaluating can use much stack or time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -108,6 +109,16 @@ class Parser:
             fail(f"nested deeper than {MAX_DEPTH}; round brackets around halves of a long chain help", offset)
         return Node(kind, offset, depth, all(p.constant for p in parts), run)
 
+    def computed(self, kind: Kind, offset: int, parts: tuple[Node, ...], run: Callable[[Data], Value]) -> Node:
+        """A node that is computed once and for all where its parts are constants."""
+        made = self.node(kind, offset, parts, run)
+        if made.constant:
+            with np.errstate(all="ignore"), suppress(ExpressionError):
+                value = run(_NOTHING)
+                if isinstance(value, np.ndarray) and not value.ndim:
+                    return replace(made, run=lambda data: value)
+        return made
+
     def literal(self, kind: Kind, offset: int, value: Value) -> Node:
         """A constant."""
         return self.node(kind, offset, (), lambda data: value)
@@ -135,7 +146,9 @@ class Parser:
         if kind in ("-", "+"):
             part = self.expression(_UNARY)
             ops.want(part.kind, "number", f"'{kind}'", part.offset)
-            return part if kind == "+" else self.node("number", offset, (part,), lambda d: ops.negative(part.run(d)))
+            return (
+                part if kind == "+" else self.computed("number", offset, (part,), lambda d: ops.negative(part.run(d)))
+            )
         if kind == "not":
             part = self.expression(_NOT)
             ops.want(part.kind, "bool", "'not'", part.offset)
@@ -204,7 +217,8 @@ class Parser:
             return self.node("bool", left.offset, (left, right), lambda d: ops.compare(kind, left.run(d), right.run(d)))
         right = self.expression(_POWER - 11 if kind == "**" else _BINDS[kind])
         found = ops.arithmetic_kind(kind, left.kind, right.kind, (left.offset, offset, right.offset))
-        return self.node(found, left.offset, (left, right), lambda d: ops.arithmetic(kind, left.run(d), right.run(d)))
+        run = ops.arithmetic
+        return self.computed(found, left.offset, (left, right), lambda d: run(kind, left.run(d), right.run(d)))
 
     def comparable(self, offset: int) -> Node:
         """The right side of a comparison, which no other comparison may follow."""
