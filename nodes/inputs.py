@@ -368,14 +368,15 @@ class Inputs:
         self._hungry.set()
         if not queue:
             self._arrived.clear()
-            try:
-                async with asyncio.timeout_at(
-                    deadline and asyncio.get_running_loop().time() + deadline - time.monotonic()
-                ):
-                    await self._arrived.wait()
-            except TimeoutError:
-                self._hungry.clear()
-                return []
+            if deadline is None:
+                await self._arrived.wait()
+            else:
+                try:
+                    async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
+                        await self._arrived.wait()
+                except TimeoutError:
+                    self._hungry.clear()
+                    return []
         if linger and len(queue) < most:
             until = asyncio.get_running_loop().time() + linger
             try:

@@ -6,6 +6,7 @@ left behind agree with what its neighbours know.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from time import monotonic
@@ -35,8 +36,6 @@ class Latency:
 
     def add(self, duration: int, times: int = 1) -> None:
         """``duration`` was seen ``times`` times. Negative ones (a clock was set) count as none."""
-        from bisect import bisect_left
-
         self.counts[bisect_left(self._edges, duration)] += times
         self.total += times
 

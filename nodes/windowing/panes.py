@@ -70,7 +70,7 @@ class Panes(Windows):
         else:
             slots = np.full(len(kid), -1)
             taken = pane if late is None else pane[~late]
-            for number in np.unique(taken).tolist():
+            for number in sorted(set(taken.tolist())):
                 at = np.flatnonzero(pane == number)
                 slots[at] = self._slots(number, kid[at])
         return Added(slots, late if late is not None and late.any() else None, again)
