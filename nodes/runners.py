@@ -67,10 +67,10 @@ class OperatorRuntime(Runtime):
             await self.outputs.room()
             wake = operator.wake()
             deadline = None if wake is None else time.monotonic() + max(0, wake - time.time_ns()) / 1e9
-            items = await self.inputs.take(operator.max_batch, operator.linger, deadline)
+            items = await self.inputs.take(min(operator.max_batch, self.outputs.at_once), operator.linger, deadline)
             async with self._whole():
-                for edge, run in groupby(items, key=lambda item: item.edge.name):
-                    await self._process(edge, list(run))
+                await self._process_all(items)
+                items.clear()  # it may be all that keeps a lease of shared memory while we wait for more
                 await self._tell_ends()
                 if wake is not None and (now := time.time_ns()) >= wake:
                     emit, held = Emit(), operator.held()
@@ -85,6 +85,10 @@ class OperatorRuntime(Runtime):
         else:
             async with self._whole():
                 await self._end_again()
+
+    async def _process_all(self, items: list[Item]) -> None:
+        for edge, run in groupby(items, key=lambda item: item.edge.name):
+            await self._process(edge, list(run))
 
     async def _process(self, edge: str, items: list[Item]) -> None:
         step, held, began = Step(), self.operator.held(), time.time_ns()
@@ -237,7 +241,7 @@ class SourceRuntime(Runtime):
                     self._chunks.append(chunk)
                     self._drafts += len(chunk.drafts)
                     self._have.set()
-                    if self._drafts >= _MOST_DRAFTS:
+                    if self._drafts >= min(_MOST_DRAFTS, self.outputs.at_once):
                         self._space.clear()
                         await self._space.wait()
         finally:
@@ -262,6 +266,12 @@ class SourceRuntime(Runtime):
             for payload, reason, detail, where in chunk.dead:
                 step.entry.bury(reason, 1)
                 self.signs.deaths.append(self.signs.letter(reason, detail, "", where, payload))
+        most = self.outputs.at_once
+        while len(emit.sent) > most:  # the position is that after all of them
+            some = Emit()
+            some.sent, emit.sent = emit.sent[:most], emit.sent[most:]
+            await self._deliver(Step(), some)
+            await self.outputs.room()
         step.position = (chunks[-1].position, self._count)
         await self._deliver(step, emit)
 
@@ -294,6 +304,7 @@ class SinkRuntime(Runtime):
             items = await self.inputs.take(self.sink.max_batch, self.sink.linger, None)
             if items and not await self._write(items):
                 return
+            items.clear()  # as for an operator
         if not self.journal.get("finished"):
             await self._finish(Emit())
 
