@@ -37,6 +37,8 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     :param retain: keep as the topic's retained message; an empty payload clears it.
     :param expiry: seconds after which the broker may discard it undelivered (MQTT 5 message expiry).
     :param properties: MQTT 5 user properties, e.g. ``(("traceparent", "00-…"),)``; dropped where the far end has none.
+    :param heard: on QoS 1, told once it is acknowledged whether somebody subscribes to the topic; True where the far end
+        does not say. A bus without such answers (MQTT 3.1.1, in process) never calls it.
     """
 
     topic: str
@@ -46,6 +48,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     expiry: int | None = None
     properties: tuple[tuple[str, str], ...] = ()
     content_type: str | None = None
+    heard: Callable[[bool], None] | None = None
 
 
 class Delivery(msgspec.Struct, gc=False):

@@ -20,6 +20,7 @@ TURN = 512
 """Publications written before others get their turn of the event loop."""
 
 _TOPICS = 4096
+_NOBODY = mqtt5.PubAckReasonCode.NO_MATCHING_SUBSCRIBERS.value
 
 
 class Batch:
@@ -211,6 +212,8 @@ class Outbox(ABC):
             batch.fail(index, DeniedError(publication.topic, code, reason))
         else:
             batch.done()
+        if publication.heard is not None:
+            publication.heard(code != _NOBODY)
         return True
 
     # limits

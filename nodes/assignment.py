@@ -26,6 +26,7 @@ class InEdge(msgspec.Struct, frozen=True, kw_only=True):
     :param streams: names of the producer's replicas, by number; the producer's own name alone if it has none.
     :param lane: we are a replica, and what is ours comes on topics of our own.
     :param merged: the streams are put in the order of their times, see :mod:`nodes.merge`.
+    :param shared: it shares the producer's memory, and this is its number among those that do; see :mod:`nodes.sharing`.
     """
 
     producer: str
@@ -39,6 +40,7 @@ class InEdge(msgspec.Struct, frozen=True, kw_only=True):
     lane: bool = False
     merged: bool = False
     private: bool = False
+    shared: int | None = None
 
     @property
     def name(self) -> str:
@@ -65,6 +67,8 @@ class OutPort(msgspec.Struct, frozen=True, kw_only=True):
     :param remote: consumers by MQTT: name → whether that edge is ``fast``.
     :param publish: whether it is published by MQTT at all (somebody reads it there, or the user wants to see it).
     :param teams: consumers with replicas, by the name that the user gave.
+    :param shared: those of ``remote`` that share our memory, by number → ``safe``, or what a full queue does.
+    :param always: where there are such: the public topic carries everything all the same.
     """
 
     name: str
@@ -73,6 +77,8 @@ class OutPort(msgspec.Struct, frozen=True, kw_only=True):
     publish: bool
     teams: dict[str, Team] = {}
     handed: bool = False
+    shared: dict[str, str] = {}
+    always: bool = True
 
 
 class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):

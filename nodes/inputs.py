@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,6 +19,9 @@ from nodes.merge import FLOOR, Merge
 from schemas import codec, topics
 from schemas.errors import PayloadError
 from schemas.messages import End, Message, Progress, State
+
+if TYPE_CHECKING:
+    from nodes.sharing import Reading
 
 MOST_REPLICAS = 64
 """An epoch's remainder by this is the number of the replica that it is of."""
@@ -77,10 +80,15 @@ class Stream:
 
 
 class Drops(msgspec.Struct):
-    """What a full queue of a ``fast`` edge dropped, not yet booked."""
+    """What a ``fast`` edge dropped, not yet booked: rows by reason."""
 
     messages: int = 0
-    rows: int = 0
+    rows: dict[str, int] = {}
+
+    def drop(self, reason: str, rows: int) -> None:
+        """One message more."""
+        self.messages += 1
+        self.rows[reason] = self.rows.get(reason, 0) + rows
 
 
 class Edge:
@@ -96,6 +104,8 @@ class Edge:
         self.replayed = RecentIds(SEEN, replayed)
         self.subscription: Subscription | None = None
         self.endings: Subscription | None = None
+        self.shared: Reading | None = None
+        self.out_of_reach = asyncio.Event()
         self.dropped = Drops()
 
     @property
@@ -112,8 +122,7 @@ class Edge:
         payload = delivery.payload
         rows = payload.rows if isinstance(payload, Message) else codec.rows_in(payload)
         if rows is not None:
-            self.dropped.messages += 1
-            self.dropped.rows += rows
+            self.dropped.drop("queue-full", rows)
 
     @property
     def queued(self) -> int:
@@ -168,6 +177,7 @@ class Inputs:
             spec.name: Edge(spec, journal, seen.get(spec.name, ()), seen.get(f"{REPLAYED}:{spec.name}", ()))
             for spec in edges
         }
+        self._sharing = [edge for edge in self.edges.values() if edge.spec.shared is not None]
         self.streams = {stream.name: stream for edge in self.edges.values() for stream in edge.streams}
         self.repeated: dict[str, int] = {}
 
@@ -198,6 +208,8 @@ class Inputs:
         if spec.private:
             return
         patterns = [f"{base}/#"]
+        if spec.shared is not None:
+            patterns = [topics.shared(self._topology, spec.producer, spec.port)]
         if spec.lane:
             patterns = [topics.lane(self._topology, self._node, stream.producer, spec.port) for stream in edge.streams]
         bus = self._data if edge.remote else self._local
@@ -216,10 +228,34 @@ class Inputs:
             edge.endings = await bus.subscribe([base], qos=1, capacity=4)
         if not spec.safe:
             edge.subscription.on_drop = edge.lost
+        if spec.shared is not None:
+            from nodes.sharing import Reading
 
-    async def receive(self, edge: Edge) -> None:
-        """Take an edge's deliveries for ever; a task of the runtime's."""
-        subscription = edge.subscription
+            edge.shared = Reading(self._node, edge, spec.shared, edge.out_of_reach.set)
+            if not spec.safe:
+                edge.subscription.on_drop = edge.shared.lost
+
+    async def receive_public(self, edge: Edge) -> None:
+        """Should the producer's memory be out of reach: read what is sent to everybody; a task of the runtime's."""
+        if edge.shared is None or self._data is None:
+            return
+        await edge.out_of_reach.wait()
+        spec = edge.spec
+        pattern = f"{topics.output(self._topology, spec.producer, spec.port)}/#"
+        overflow: Overflow = "sample" if spec.safe else spec.overflow
+        size = 2 * spec.queue if spec.safe else spec.queue
+        subscription = await self._data.subscribe([pattern], qos=0, capacity=size, overflow=overflow, retained=False)
+        if not spec.safe:
+            subscription.on_drop = edge.lost
+        await self.receive(edge, subscription)
+
+    async def receive(self, edge: Edge, subscription: Subscription | None = None) -> None:
+        """Take an edge's deliveries for ever; a task of the runtime's.
+
+        :param subscription: another than the edge's own.
+        """
+        own = subscription is None
+        subscription = edge.subscription if own else subscription
         if subscription is None:
             return
         spec = edge.spec
@@ -237,7 +273,7 @@ class Inputs:
             batch = await subscription.receive()
             if edge.remote and not spec.safe:
                 self._ahead += sum(len(delivery.payload) for delivery in batch)
-            self._take(edge, batch)
+            self._take(edge, batch, shared=own)
             self._arrived.set()  # whoever is to stop waits for what was queued, even if nothing came of it
 
     async def receive_end(self, edge: Edge) -> None:
@@ -365,6 +401,8 @@ class Inputs:
     async def take(self, most: int, linger: float, deadline: float | None) -> list[Item]:
         """Up to ``most`` items; waits for one until ``deadline`` (``time.monotonic``), and ``linger`` for more."""
         queue = self._queue
+        for edge in self._sharing:
+            most = min(most, edge.shared.at_once) if edge.shared is not None else most
         self._hungry.set()
         if not queue:
             self._arrived.clear()
@@ -419,18 +457,21 @@ class Inputs:
             return item.message.id in item.edge.replayed
         return item.edge.spec.safe and not item.foreign and item.message.id in item.edge.ids
 
-    def _take(self, edge: Edge, batch: Sequence[Delivery], *, again: bool = False) -> None:
+    def _take(self, edge: Edge, batch: Sequence[Delivery], *, again: bool = False, shared: bool = False) -> None:
         now, first = time.time_ns(), edge.streams[0]
         if not edge.remote and not again:
             self._put(first, [Item(first, d.payload, now, None, d) for d in batch])
             return
         numbered, single = edge.spec.safe, len(edge.streams) == 1
+        decode = edge.shared.decode if shared and edge.shared is not None else codec.decode_sequenced
         for delivery in batch:
             trace = next((value for key, value in delivery.properties if key == "traceparent"), None)
             try:
-                message, epoch, seq = codec.decode_sequenced(delivery.payload, trace=trace)
+                message, epoch, seq = decode(delivery.payload, trace=trace)
             except PayloadError as error:
                 self._undecodable(edge.name, delivery.topic, delivery.payload, error)
+                continue
+            except LookupError:  # of shared memory, and booked there
                 continue
             stream = first if single else edge.stream(epoch)
             item = Item(stream, message, now, (epoch, seq) if seq else None)

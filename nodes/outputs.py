@@ -7,9 +7,10 @@ that consumer's private topic. Nodes of the same process get the objects themsel
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -26,10 +27,15 @@ from schemas import codec, topics
 from schemas.errors import BusError, ClosedError, PacketTooLargeError, PayloadError, PublishFailedError
 from schemas.messages import End, Message, Progress, State
 
+if TYPE_CHECKING:
+    from nodes.sharing import Writing
+
 _ASK_CHECK = 0.25
 """Seconds between looks for who has had no progress."""
 _MOST_TOPICS = 65536
 """Topics that are remembered, by port and source."""
+_GLANCE = 0.001
+"""Seconds between looks for room in shared memory; a loop's clock may not go by less."""
 _PATIENCE = 5.0
 """Seconds of silence of a consumer before we say that we wait for it."""
 
@@ -88,6 +94,7 @@ class Outputs:
         self._receipts: set[Receipt] = set()
         self._advanced = FLOOR
         self._known: dict[tuple[str, str], str] = {}
+        self._shared: dict[str, Writing] = {}
         numbers = (journal.get("numbers") or {}) if durable else {}
 
         def channel(key: str, port: str, peers: dict[str, bool], lane: str | None = None) -> Channel:
@@ -113,7 +120,13 @@ class Outputs:
         }
         for port in spec.outputs:
             if port.remote:
-                channel(port.name, port.name, port.remote)
+                made = channel(port.name, port.name, port.remote)
+                if port.shared and bus is not None:
+                    from nodes.sharing import Writing
+
+                    self._shared[port.name] = Writing(
+                        self._node, port.name, made, readers=[*port.shared.values()], always=port.always, whole=durable
+                    )
             for target, team in port.teams.items():
                 members = []
                 for name in team.members:
@@ -310,17 +323,27 @@ class Outputs:
             await self._heard.wait()
 
     @property
+    def at_once(self) -> int:
+        """Messages that may be staged before :meth:`room` is to be asked again."""
+        return min((writing.at_once for writing in self._shared.values()), default=sys.maxsize)
+
+    @property
     def _open(self) -> bool:
         """Every channel has room, and no replica waits for its part."""
-        return all(c.window.room or self._is_taken(c) for c in self._channels.values()) and not any(
-            lanes.settling for several in self._lanes.values() for lanes in several
+        return (
+            all(c.window.room or self._is_taken(c) for c in self._channels.values())
+            and not any(lanes.settling for several in self._lanes.values() for lanes in several)
+            and all(writing.room for writing in self._shared.values())
         )
 
     async def room(self) -> None:
         """Wait until every port has room: the back-pressure of the slowest consumer."""
         while not self._open:
             self._room.clear()
-            await self._room.wait()
+            if self._shared:  # a reader that has seen something in shared memory tells nobody
+                await asyncio.sleep(_GLANCE)
+            else:
+                await self._room.wait()
 
     def stage(self, sent: Sequence[tuple[str, Message]], mark: Mark) -> list[tuple[Message, str]]:
         """Number and encode messages; they leave with :meth:`flush`. ``mark`` is told what to wait for.
@@ -339,7 +362,11 @@ class Outputs:
             source = message.source or self._public
             topic = topics.output(self._topology, self._public, name, source)
             ways: list[tuple[Channel | None, str]] = []
-            if port.publish:
+            if port.shared:
+                if why := self._share(name, topic, message, mark, now):
+                    refused.append((message, why))
+                    continue
+            elif port.publish:
                 ways.append((self._channels.get(name), topic))
             for lanes in self._lanes.get(name, ()):
                 lanes.newest = max(lanes.newest, newest(message))
@@ -378,6 +405,27 @@ class Outputs:
             else:
                 staged.append(publication)
 
+    def _share(self, port: str, topic: str, message: Message, mark: Mark, now: int) -> str:
+        """Stage a message of a port with readers that share our memory; why it cannot travel, if it cannot."""
+        writing, bus = self._shared[port], self._bus
+        if bus is None or (
+            (limit := bus.max_payload) is not None and (why := writing.too_large(message, topic, limit))
+        ):
+            return why
+        channel, numbered = writing.channel, writing.channel.window.sequenced
+        epoch, seq = (channel.window.epoch, channel.window.next) if numbered else (0, 0)
+        payload = writing.encode(message, epoch, seq)
+        if numbered:
+            mark.number(channel, seq)
+            self._keep(channel, topic, payload, now)
+        qos: Literal[0, 1] = 1 if numbered else 0
+        self._staged.append(_publication(message, topics.shared(self._topology, self._public, port), payload, qos))
+        if wanted := writing.audience.wants(now / 1e9):
+            heard = None if wanted is True else wanted
+            public = _publication(message, topic, codec.encode(message, epoch=epoch, seq=seq), 1 if heard else qos)
+            self._staged.append(msgspec.structs.replace(public, heard=heard) if heard else public)
+        return ""
+
     def _hand(self, port: str, publication: Publication) -> None:
         """Stage what goes to readers in this process."""
         if (handover := self._handovers.get(port)) is not None:
@@ -407,6 +455,9 @@ class Outputs:
                 mark.number(channel, channel.window.next)
                 self._keep(channel, to, payload, time.monotonic_ns(), final=True)
                 self._staged.append(_publication(message, to, payload, 1))
+                if port.shared:
+                    to = topics.shared(self._topology, self._public, name)
+                    self._staged.append(_publication(message, to, payload, 1))
             if name not in self._channels and port.publish and self._bus is not None:
                 self._staged.append(_publication(message, topic, codec.encode(message), 1))
             if port.local:
@@ -485,7 +536,8 @@ class Outputs:
         if self._bus is None:
             return
         log.debug("sent again", node=self._node, port=channel.port, consumer=consumer, messages=len(kept))
-        await self._bus.publish([self._control(channel, consumer, k.payload) for k in kept])
+        real = found.real if (found := self._shared.get(channel.key)) is not None else bytes
+        await self._bus.publish([self._control(channel, consumer, real(k.payload)) for k in kept])
 
     def _moved(self) -> None:
         if self._open:

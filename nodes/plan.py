@@ -18,6 +18,7 @@ from nodes.operator import Context, Flow
 from nodes.options import Options
 from nodes.planned import Carrier, Plan, PlannedEdge, PlannedNode
 from nodes.planned_relays import keeping
+from nodes.planned_sharing import shared
 from nodes.replicas import expanded
 from nodes.variants import VariantConfig
 from schemas import topics
@@ -113,6 +114,8 @@ class _Planner:
             raise self.topology.error(self.problems)
         edges = {name: [self._edge(nodes[name], edge) for edge in nodes[name].inputs] for name in order}
         relays, edges = keeping(self.topology, edges)
+        unshared = {(e.name, n.name) for n in nodes.values() for e in n.inputs if not e.options.shared}
+        edges = shared(self.topology, edges, frozenset(unshared))
         self._unkept(edges)
         every = [edge for some in edges.values() for edge in some]
         planned = {name: self._node(nodes[name], edges[name], every) for name in order}

@@ -28,6 +28,7 @@ class PlannedEdge:
     :param target: likewise the consumer.
     :param lane: the consumer has replicas, and its part of the messages goes to this one alone.
     :param relay: name of the relay that keeps what it carries, if there is one.
+    :param shared: big tensors go by memory that both processes share.
     """
 
     name: str
@@ -44,6 +45,7 @@ class PlannedEdge:
     target: str
     lane: bool = False
     relay: str = ""
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,10 +76,10 @@ class OperatorRuntime(Runtime):
             await self.outputs.room()
             wake = operator.wake()
             deadline = None if wake is None else time.monotonic() + max(0, wake - time.time_ns()) / 1e9
-            items = await self.inputs.take(operator.max_batch, operator.linger, deadline)
+            items = await self.inputs.take(min(operator.max_batch, self.outputs.at_once), operator.linger, deadline)
             async with self._whole():
-                for edge, run in _by_edge(items, one=len(self.inputs.edges) == 1):
-                    await self._process(edge, run)
+                await self._process_all(items)
+                items.clear()  # it may be all that keeps a lease of shared memory while we wait for more
                 await self._tell_ends()
                 if wake is not None and (now := time.time_ns()) >= wake:
                     emit, held = Emit(), operator.held()
@@ -95,6 +95,10 @@ class OperatorRuntime(Runtime):
             async with self._whole():
                 await self._end_again()
 
+    async def _process_all(self, items: list[Item]) -> None:
+        for edge, run in _by_edge(items, one=len(self.inputs.edges) == 1):
+            await self._process(edge, run)
+
     async def _work_ahead(self) -> None:
         """The loop of :meth:`work` where the operator's calls may overlap with everything else.
 
@@ -105,18 +109,23 @@ class OperatorRuntime(Runtime):
             async with asyncio.TaskGroup() as deliveries:
                 while not self.inputs.ended and not (self._stopping.is_set() and not self.inputs.queued):
                     await self.outputs.room()
-                    items = await self.inputs.take(self.operator.max_batch, self.operator.linger, None)
-                    for edge, run in _by_edge(items, one=len(self.inputs.edges) == 1):
-                        if len(under_way) > self.operator.calls:
-                            await under_way.popleft()
-                        step, emit, began = Step(), Emit(), time.time_ns()
-                        messages = self._admit(run, step)
-                        call = self._submit(messages, edge, emit) if messages else None
-                        last = under_way[-1] if under_way else None
-                        ending = self._end_call(last, call, edge, run, messages, step, emit, began)
-                        under_way.append(deliveries.create_task(ending))
+                    most = min(self.operator.max_batch, self.outputs.at_once)
+                    await self._begin(await self.inputs.take(most, self.operator.linger, None), under_way, deliveries)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+
+    async def _begin(
+        self, items: list[Item], under_way: deque[asyncio.Task[None]], deliveries: asyncio.TaskGroup
+    ) -> None:
+        """Calls of :meth:`_work_ahead` for these; nothing of them is kept here while it waits for more."""
+        for edge, run in _by_edge(items, one=len(self.inputs.edges) == 1):
+            if len(under_way) > self.operator.calls:
+                await under_way.popleft()
+            step, emit, began = Step(), Emit(), time.time_ns()
+            messages = self._admit(run, step)
+            call = self._submit(messages, edge, emit) if messages else None
+            last = under_way[-1] if under_way else None
+            under_way.append(deliveries.create_task(self._end_call(last, call, edge, run, messages, step, emit, began)))
 
     async def _end_call(
         self,
@@ -311,7 +320,7 @@ class SourceRuntime(Runtime):
                     self._chunks.append(chunk)
                     self._drafts += len(chunk.drafts)
                     self._have.set()
-                    if self._drafts >= _MOST_DRAFTS:
+                    if self._drafts >= min(_MOST_DRAFTS, self.outputs.at_once):
                         self._space.clear()
                         await self._space.wait()
         finally:
@@ -336,6 +345,12 @@ class SourceRuntime(Runtime):
             for payload, reason, detail, where in chunk.dead:
                 step.entry.bury(reason, 1)
                 self.signs.deaths.append(self.signs.letter(reason, detail, "", where, payload))
+        most = self.outputs.at_once
+        while len(emit.sent) > most:  # the position is that after all of them
+            some = Emit()
+            some.sent, emit.sent = emit.sent[:most], emit.sent[most:]
+            await self._deliver(Step(), some)
+            await self.outputs.room()
         step.position = (chunks[-1].position, self._count)
         await self._deliver(step, emit)
 
@@ -368,6 +383,7 @@ class SinkRuntime(Runtime):
             items = await self.inputs.take(self.sink.max_batch, self.sink.linger, None)
             if items and not await self._write(items):
                 return
+            items.clear()  # as for an operator
         if not self.journal.get("finished"):
             await self._finish(Emit())
 

@@ -179,6 +179,7 @@ class Runtime(ABC):
             self._fence(),
             *(self.inputs.receive(edge) for edge in self.inputs.edges.values()),
             *(self.inputs.receive_end(edge) for edge in self.inputs.edges.values()),
+            *(self.inputs.receive_public(edge) for edge in self.inputs.edges.values()),
         ]
         work = asyncio.create_task(self._work(), name=f"{self.name}: work")
         tasks = [asyncio.create_task(helper, name=f"{self.name}: helper") for helper in helpers]
@@ -532,10 +533,12 @@ class Runtime(ABC):
         for edge in {item.edge.name: item.edge for item in items}.values():
             if (drops := edge.dropped).messages:
                 edge.dropped = Drops()
-                step.entry.receive(edge.name, drops.messages, drops.rows)
-                step.entry.drop("queue-full", drops.rows)
+                lost = sum(drops.rows.values())
+                step.entry.receive(edge.name, drops.messages, lost)
+                for reason, rows in drops.rows.items():
+                    step.entry.drop(reason, rows)
                 count, total = self._live.get(edge.name, (0, 0))
-                self._live[edge.name] = (count + drops.messages, total + drops.rows)
+                self._live[edge.name] = (count + drops.messages, total + lost)
         return messages
 
     def _admit_run(self, items: Sequence[Item], step: Step) -> list[Message] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodes import planned_relays
+from nodes import planned_relays, planned_sharing
 from nodes.assignment import InEdge, NodeSpec, OutPort, Team
 from nodes.planned import Plan, PlannedNode
 
@@ -24,6 +24,7 @@ def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
             lane=edge.lane,
             private=planned_relays.private(edge, plan),
             merged=plan.nodes[edge.producer].replicas > 1 and _timed(node, plan),
+            shared=planned_sharing.number(edge, plan),
         )
         for edge in {edge.name: edge for edge in node.inputs}.values()
     ]
@@ -38,6 +39,8 @@ def specify(node: PlannedNode, plan: Plan, bus: bool) -> NodeSpec:
             },
             publish=bus and (node.published(port) or not any(e.port == port for e in node.consumers)),
             teams=_teams(node, port),
+            shared=planned_sharing.readers(node, port),
+            always=planned_sharing.always(node, port),
             handed=any(e.port == port and e.carrier == "local" and e.delivery == "safe" for e in node.consumers),
         )
         for port in node.outputs

@@ -441,7 +441,15 @@ def decode_sequenced(payload: bytes | memoryview, *, trace: str | None = None) -
         raise PayloadError(reason, text[:300]) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise PayloadError("not-msgpack", str(error)[:200]) from None
-    body = wire.body
+    return received(wire, trace)
+
+
+def received(wire: WireMessage, trace: str | None) -> tuple[Message, int, int]:
+    """A message from its wire form; see :func:`decode_sequenced`.
+
+    :raises PayloadError: its body's parts do not go together.
+    """
+    body: Any = wire.body
     convert = _FROM_WIRE.get(type(body))
     message = Message(wire.id, wire.source, wire.time, body if convert is None else convert(body), trace, wire.born)
     return message, wire.epoch, wire.seq

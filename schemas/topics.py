@@ -10,7 +10,7 @@ from functools import lru_cache
 
 LEVEL = re.compile(r"[a-z0-9_-]+")
 MAX_LEVELS = 7
-RESERVED_PORTS = frozenset({"state", "ledger", "dead", "ack", "again", "blobs", "fed", "models"})
+RESERVED_PORTS = frozenset({"state", "ledger", "dead", "ack", "again", "shared", "blobs", "fed", "models"})
 """Names that a port may not have: the topology's own topics stand there."""
 
 _OUTSIDE = re.compile(r"[^a-z0-9_-]+")
@@ -80,3 +80,8 @@ def lane(topology: str, consumer: str, producer: str, port: str) -> str:
 def again(topology: str, consumer: str, producer: str, port: str) -> str:
     """A consumer's private topic for what a producer sends again, so that foreign subscribers see each message once."""
     return f"{topology}/{consumer}/again/{producer}/{port}"
+
+
+def shared(topology: str, producer: str, port: str) -> str:
+    """A port's topic for readers on the same machine, who share memory with the producer."""
+    return f"{topology}/{producer}/shared/{port}"

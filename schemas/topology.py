@@ -133,8 +133,17 @@ class _Reader:
             relays=self.relays,
             repeated=self.repeated,
             broken=self.broken,
+            shared=self._shared(raw),
         )
         return topology, without_consequences(self.problems)
+
+    def _shared(self, raw: dict[Any, Any]) -> bool:
+        """Whether edges may share memory; a problem where that is neither true nor false."""
+        value = raw.get("shared", True)
+        if not isinstance(value, bool):
+            self._wrong(("shared",), f"expected true or false, got {shown(value)}")
+            return True
+        return value
 
     def _wrong(self, path: tuple[str | int, ...], message: str, *, on_key: bool = False) -> None:
         self.problems.append(Problem(path, message, on_key=on_key))

@@ -98,6 +98,7 @@ class Topology:
     :param relays: host → its relay that keeps, where it has one.
     :param repeated: keys that are in the file twice; only :func:`read` leaves any, as of the next.
     :param broken: nodes that are in the file but whose form is wrong, with what can be made of them.
+    :param shared: edges may share memory.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Topology:
     relays: dict[str, RelayOptions] = field(default_factory=dict)
     repeated: tuple[YamlError, ...] = ()
     broken: dict[str, Node | None] = field(default_factory=dict)
+    shared: bool = True
 
     @property
     def members(self) -> dict[str, tuple[Node, str]]:

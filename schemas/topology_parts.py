@@ -181,6 +181,9 @@ class EdgeOptions(Part):
     overflow: Overflow | None = Field(
         default=None, description="what a full queue of a fast edge does; default block: the producer waits"
     )
+    shared: Annotated[bool, Field(strict=True)] = Field(
+        default=True, description="false: big tensors go by MQTT to a process of the same host too"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> EdgeOptions:
@@ -232,6 +235,9 @@ class Document(Part):
         default={}, description="brokers by name; left out: an embedded one, started by the run"
     )
     hosts: dict[str, Host] = Field(default={}, description="hosts by name; left out: one, named local")
+    shared: bool = Field(
+        default=True, description="false: no edge shares memory; by default big tensors do between processes of a host"
+    )
     nodes: dict[str, NodeSettings] = Field(
         description="nodes by name: each has its kind as a key and the kind's config"
     )

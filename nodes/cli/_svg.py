@@ -48,6 +48,8 @@ def label(edge: PlannedEdge) -> str:
         parts.insert(0, edge.port)
     if edge.carrier == "relay":
         parts.append("relay, kept" if edge.relay else "relay")
+    if edge.shared:
+        parts.append("shared memory")
     return " · ".join(parts)
 
 

@@ -55,6 +55,7 @@ def described(plan: Plan) -> dict[str, Any]:
                 "overflow": edge.overflow,
                 "carrier": edge.carrier,
                 "topic": edge.topic,
+                "shared": edge.shared,
             }
             for edge in plan.edges
         ],

@@ -1,0 +1,249 @@
+"""Big tensors between processes of one host: the two ends of an edge that shares memory.
+
+The readers of such a port that are on its host have it from a topic of their own. There a message with a big tensor is a few
+bytes that say where the tensor is (:mod:`schemas.detached`, :mod:`broker.shared_memory`); a small one is as it always is.
+The port's public topic carries the real bytes as before, to whoever is elsewhere, or as soon as anybody listens there.
+What is sent again is always real bytes. Imported by nodes that have such an edge, and by no other.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from broker.shared_memory import OverwrittenError, Reader, Ring, UnreachableError
+from nodes import log
+from schemas import codec, detached
+from schemas.messages import Frame, Message, Tensors
+
+if TYPE_CHECKING:
+    from broker.bus import Delivery
+    from nodes.channel import Channel
+    from nodes.inputs import Edge
+
+LEAST = 32 * 1024
+"""Bytes from which a tensor goes by shared memory."""
+BUDGET = 32 * 1024 * 1024
+"""Bytes of a ring's slots; memory is taken only as more of them are in use at a time."""
+_SLOTS = (8, 256)
+"""Fewest and most slots."""
+AT_ONCE = 16
+"""Most messages that are staged before the ring is asked for room again; at most half of its slots."""
+_STUCK = 2.0
+"""Seconds for which no slot gets free until messages go by MQTT instead."""
+_REST = 64 * 1024
+"""Bytes that a message may have beside its tensors before it is measured exactly, where the broker has a limit."""
+_AGAIN = 30.0
+"""Seconds after which memory that was full is asked for again."""
+_LISTEN = 1.0
+"""Seconds between looks whether anybody listens to the public topic."""
+
+
+class Audience:
+    """Whether anybody listens to a port's public topic: the broker says it in its PUBACK (MQTT 5, 3.4.2.1).
+
+    Until it has said that nobody does, and while it says nothing of the kind, everything is published.
+
+    :param always: somebody does, whatever the broker says.
+    """
+
+    def __init__(self, *, always: bool) -> None:
+        self._always = always
+        self._there = True
+        self._due = 0.0
+
+    def wants(self, now: float) -> Callable[[bool], None] | bool:
+        """Whether a message is to be published; a function, where the broker's answer is to be told to it."""
+        if self._always:
+            return True
+        if now >= self._due:
+            self._due = now + _LISTEN
+            return self._heard
+        return self._there
+
+    def _heard(self, there: bool) -> None:
+        self._there = there
+
+
+class Writing:
+    """The producer's end of a port.
+
+    :param readers: what each does when it is too slow: ``block``, ``sample``, ``latest``, or ``safe`` for a safe edge.
+    :param always: the public topic carries everything.
+    :param whole: send everything whole: what is kept is to outlive this process.
+    """
+
+    def __init__(
+        self, node: str, port: str, channel: Channel, *, readers: list[str], always: bool, whole: bool
+    ) -> None:
+        self.channel = channel
+        self.audience = Audience(always=always)
+        self._name = f"{node}.{port}"
+        self._waits = [each in {"block", "sample"} for each in readers]
+        self._blocks = "block" in readers
+        self._whole = whole
+        self._ring: Ring | None = None
+        self._old: list[Ring] = []
+        self._off_until = 0.0
+        self._stuck_since: float | None = None
+        self._claimed = 0
+        self.at_once = sys.maxsize if whole else AT_ONCE
+
+    @property
+    def room(self) -> bool:
+        """Whether slots are free for :attr:`at_once` messages, or are not to be waited for."""
+        ring = self._ring
+        if ring is None or not (self._blocks or ring.pinned):
+            return True
+        ring.release(self.channel.floor)
+        claimed = ring.claim(self.at_once)
+        if claimed == self.at_once:
+            self._stuck_since = None
+            return True
+        now = time.monotonic()
+        if self._stuck_since is None or claimed > self._claimed:
+            self._stuck_since = now
+        self._claimed = claimed
+        return now - self._stuck_since > _STUCK
+
+    def too_large(self, message: Message, topic: str, limit: int) -> str:
+        """Why a message cannot travel, if it cannot: what is sent again goes by the broker, so its limit holds here too."""
+        body = message.body
+        if isinstance(body, Frame):
+            least = len(body.data) if isinstance(body.data, bytes) else body.data.nbytes
+        else:
+            least = sum(array.nbytes for array in body.tensors.values()) if isinstance(body, Tensors) else limit
+        if least + _REST < limit:
+            return ""
+        size = len(codec.encode(message, epoch=2**62, seq=2**31)) + len(topic)
+        return f"{size} bytes, the broker takes at most {limit}" if size > limit else ""
+
+    def encode(self, message: Message, epoch: int = 0, seq: int = 0) -> bytes:
+        """What the readers of this host are sent: a few bytes if what is big could be put into shared memory."""
+        if not self._whole and (found := detached.take_out(message, LEAST)) is not None:
+            wire, big = found
+            ring = self._ring_for(sum(data.nbytes + 64 for data in big.values()))
+            if ring is not None and (put := ring.put([*big.values()], seq)) is not None:
+                place, starts = put
+                parts = [(name, at, data.nbytes) for (name, data), at in zip(big.items(), starts, strict=True)]
+                return detached.encode(wire, place, parts, epoch=epoch, seq=seq)
+        return codec.encode(message, epoch=epoch, seq=seq)
+
+    def real(self, payload: bytes) -> bytes:
+        """The whole message, of what is kept to be sent again."""
+        if not detached.is_detached(payload):
+            return payload
+        found = detached.read(payload)
+        for ring in (*self._old, self._ring):
+            if ring is not None and ring.mark == found.place.mark:
+                message, epoch, seq = detached.decode(found, ring.view(found.place))
+                return codec.encode(message, epoch=epoch, seq=seq)
+        raise OverwrittenError(found.place.slot)
+
+    def close(self) -> None:
+        """Give the memory up."""
+        for ring in (*self._old, self._ring):
+            if ring is not None:
+                ring.close()
+        self._old, self._ring, self._whole = [], None, True
+
+    def _ring_for(self, size: int) -> Ring | None:
+        """The ring, made or made anew for larger messages; None while there is no memory for it."""
+        ring = self._ring
+        for old in [old for old in self._old if not old.pinned]:
+            old.close()
+            self._old.remove(old)
+        for old in self._old:
+            old.release(self.channel.floor)
+        if ring is not None:
+            ring.release(self.channel.floor)
+            if size <= ring.size:
+                return ring
+        now = time.monotonic()
+        if now < self._off_until:
+            return None
+        slots = min(max(BUDGET // size, _SLOTS[0]), _SLOTS[1])
+        try:
+            made = Ring(slots, size, self._waits)
+            try:
+                made.claim()
+            except OSError:
+                made.close()
+                raise
+        except OSError as error:
+            self._off_until = now + _AGAIN
+            reason = error.strerror or str(error)
+            log.warning("no shared memory, big messages go by MQTT", port=self._name, bytes=size, reason=reason)
+            return None
+        if ring is not None:
+            self._old.append(ring)
+        self._ring = made
+        self.at_once = min(AT_ONCE, slots // 2)
+        log.debug("shared memory", port=self._name, slots=slots, bytes=made.size)
+        return made
+
+
+class OutOfReachError(LookupError):
+    """What a message speaks of is not to be had; it is booked or will be sent again."""
+
+
+class Reading:
+    """A consumer's end of an edge.
+
+    :param number: its number among the readers of the port.
+    :param give_up: called once when the producer's memory cannot be reached: the edge is to be read from the public topic.
+    """
+
+    def __init__(self, node: str, edge: Edge, number: int, give_up: Callable[[], None]) -> None:
+        self._node = node
+        self._edge = edge
+        self._reader = Reader(number)
+        self._give_up = give_up
+        self.given_up = False
+
+    @property
+    def at_once(self) -> int:
+        """Messages that are to be taken at once: while they are worked on, the producer is to have slots for the next."""
+        return max(1, self._reader.slots // 4) if self._reader.slots else sys.maxsize
+
+    def lost(self, delivery: Delivery) -> None:
+        """A full queue dropped it; see :meth:`nodes.inputs.Edge.lost`."""
+        if detached.is_detached(delivery.payload):
+            self._edge.dropped.drop("queue-full", 1)
+        else:
+            self._edge.lost(delivery)
+
+    def decode(self, payload: bytes, trace: str | None = None) -> tuple[Message, int, int]:
+        """As :func:`schemas.codec.decode_sequenced`; big tensors are views on the producer's memory.
+
+        :raises OutOfReachError: the slot was overwritten, which is booked on a ``fast`` edge; a ``safe`` one gets it again.
+        :raises PayloadError: it is no message.
+        """
+        if not detached.is_detached(payload):
+            if self.given_up:  # it comes by the public topic too
+                raise OutOfReachError
+            return codec.decode_sequenced(payload, trace=trace)
+        found = detached.read(payload)
+        if self.given_up:
+            raise OutOfReachError
+        try:
+            memory = self._reader.lease(found.place)
+        except OverwrittenError:
+            if not self._edge.spec.safe:
+                self._edge.dropped.drop("overwritten", 1)
+            raise OutOfReachError from None
+        except UnreachableError as error:
+            self.given_up = True
+            log.warning(
+                "the producer's shared memory is out of reach, reading by MQTT",
+                node=self._node,
+                edge=self._edge.name,
+                reason=str(error),
+            )
+            if not self._edge.spec.safe:
+                self._edge.dropped.drop("overwritten", 1)
+            self._give_up()
+            raise OutOfReachError from None
+        return detached.decode(found, memory, trace=trace)

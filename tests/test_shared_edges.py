@@ -1,0 +1,280 @@
+"""Frames between processes of one host by shared memory: the same results, nothing torn, and real bytes for everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from brokers import free_port
+from harness import passed, rows, run, until
+
+from broker.connect import connect
+from nodes.plan import prepare
+from nodes.supervisor import Supervisor
+from schemas import codec, detached
+from schemas.errors import PayloadError
+from schemas.messages import Frame
+
+SIDE = 256
+"""Frames are SIDE by SIDE bytes, all of one value: the number of the frame."""
+
+NODE = """
+import mmap
+import time
+
+import numpy as np
+
+from schemas.messages import Frame, Readings
+
+
+def look(frame: Frame, pause: float = 0.0) -> Readings:
+    if pause:
+        time.sleep(pause)
+    data = frame.data
+    root = data
+    while getattr(root, "base", None) is not None or isinstance(root, memoryview):
+        root = root.obj if isinstance(root, memoryview) else root.base
+    columns = {
+        "number": np.array([int(data.flat[0])]),
+        "whole": np.array([bool((data == data.flat[0]).all())]),
+        "shared": np.array([isinstance(root, mmap.mmap)]),
+        "index": np.array([frame.attributes["index"]]),
+    }
+    return Readings(n=1, columns=columns)
+"""
+
+TOPOLOGY = """
+topology: {name}
+shared: {shared}
+brokers: {{local: {{run: {broker}{listen}}}}}
+nodes:
+  camera: {{ingest: {{source: arrays, path: frames.npy, start: "2026-01-01T00:00:00Z", interval: 1ms{rate}}}}}
+  look: {{custom: {{path: look.py, function: look, options: {{pause: {pause}}}}}, from: {{camera: {edge}}}}}
+  store: {{uplink: {{sink: sqlite, path: out.sqlite, table: seen}}, from: look, process: look}}
+"""
+
+BROKERS = ["embedded", pytest.param("mosquitto", marks=pytest.mark.connected)]
+
+
+def site(
+    folder: Path,
+    count: int,
+    *,
+    broker: str = "embedded",
+    edge: str = "{}",
+    shared: str = "true",
+    pause: float = 0.0,
+    rate: str = "",
+    name: str = "frames",
+    listen: str = "",
+) -> Path:
+    frames = np.lib.format.open_memmap(folder / "frames.npy", mode="w+", dtype=np.uint8, shape=(count, SIDE, SIDE))
+    frames[:] = (np.arange(count) % 256).astype(np.uint8)[:, None, None]
+    frames.flush()
+    (folder / "look.py").write_text(NODE)
+    path = folder / "frames.yaml"
+    path.write_text(
+        TOPOLOGY.format(
+            broker=broker,
+            edge=edge,
+            shared=shared,
+            pause=pause,
+            rate=f", rate: {rate}" if rate else "",
+            name=name,
+            listen=listen and f", listen: '{listen}'",
+        )
+    )
+    return path
+
+
+def numbers(folder: Path) -> list[tuple[int, ...]]:
+    """(index, number, whole) of the frames that the node saw, in the order of their indices."""
+    found = rows(folder / "out.sqlite", 'SELECT "index", number, whole FROM seen')
+    return sorted(tuple(int(float(value)) for value in row) for row in found)
+
+
+def by_memory(folder: Path) -> int:
+    """How many of them came by shared memory."""
+    return sum(int(float(value)) for (value,) in rows(folder / "out.sqlite", "SELECT shared FROM seen"))
+
+
+def every(count: int) -> list[tuple[int, ...]]:
+    return [(i, i % 256, 1) for i in range(count)]
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest) -> str:
+    if request.param == "mosquitto":
+        request.getfixturevalue("needs_mosquitto")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("broker", BROKERS, indirect=True)
+@pytest.mark.parametrize("edge", ["{delivery: safe}", "{delivery: fast}"])
+def test_results_are_the_same_with_and_without(tmp_path: Path, broker: str, edge: str) -> None:
+    found = {}
+    for shared in ("true", "false"):
+        folder = tmp_path / shared
+        folder.mkdir()
+        # a fast edge by MQTT alone may lose what a broker has no room for; at this pace it has
+        outcome = run(site(folder, 200, broker=broker, edge=edge, shared=shared, rate="400/s"))
+        assert outcome.complete
+        assert outcome.findings == []
+        assert outcome.lost == {}
+        found[shared] = rows(folder / "out.sqlite", 'SELECT id, time, source, "index", number, whole FROM seen')
+        assert numbers(folder) == every(200)
+        shares = by_memory(folder)
+        # on a safe edge a frame may be sent again while both ends find each other
+        assert shares > 150 if shared == "true" else shares == 0
+    assert sorted(found["true"]) == sorted(found["false"])
+
+
+@pytest.mark.parametrize("broker", BROKERS, indirect=True)
+def test_a_producer_waits_for_a_slow_reader_of_a_fast_edge(tmp_path: Path, broker: str) -> None:
+    outcome = run(site(tmp_path, 300, broker=broker, edge="{delivery: fast}", pause=0.002))
+    assert outcome.complete
+    assert outcome.lost == {}
+    assert numbers(tmp_path) == every(300)
+    assert by_memory(tmp_path) == 300
+
+
+def test_a_reader_that_is_too_slow_is_told_and_sees_no_torn_frame(tmp_path: Path) -> None:
+    edge = "{delivery: fast, overflow: latest, queue: 2000}"
+    outcome = run(site(tmp_path, 4000, edge=edge, pause=0.005, rate="2000/s"))
+    assert outcome.complete
+    book = outcome.nodes["look"].books
+    assert book is not None
+    found = numbers(tmp_path)
+    assert [row for row in found if row != (row[0], row[0] % 256, 1)] == []
+    assert by_memory(tmp_path) == len(found) == book.passed
+    assert set(book.dropped) <= {"queue-full", "overwritten"}
+    assert book.dropped.get("overwritten", 0) > 0, "its loop stood still while the ring went round"
+    assert book.passed + sum(book.dropped.values()) == book.received["camera.out"].rows == 4000
+    assert outcome.findings == []
+
+
+@pytest.mark.parametrize("broker", BROKERS, indirect=True)
+def test_both_ends_are_killed_and_every_frame_arrives_once(tmp_path: Path, broker: str) -> None:
+    async def kill(supervisor: Supervisor) -> None:
+        for victim in ("look", "camera", "look", "camera"):
+            before = passed(supervisor, "store")
+            await until(lambda before=before: passed(supervisor, "store") > before + 50)  # type: ignore[misc] # mypy knows no default arguments of lambdas
+            supervisor.kill(victim)
+
+    before = free()
+    outcome = run(site(tmp_path, 1500, broker=broker, edge="{delivery: safe}", rate="400/s"), meddle=kill)
+    assert outcome.complete
+    assert outcome.findings == []
+    assert sum(view.restarts for view in outcome.nodes.values()) >= 4
+    assert numbers(tmp_path) == every(1500)
+    assert by_memory(tmp_path) > 750, "what is sent again is sent by MQTT, everything else is not"
+    assert before - free() < SIDE * SIDE, "nothing is left of the killed"
+
+
+@pytest.mark.parametrize("broker", BROKERS, indirect=True)
+@pytest.mark.parametrize("edge", ["{delivery: safe}", "{delivery: fast}"])
+def test_who_listens_gets_the_real_bytes(tmp_path: Path, broker: str, edge: str) -> None:
+    port = free_port()
+    heard: dict[str, list[Frame]] = {"first": [], "later": []}
+    private: list[bytes] = []
+
+    async def listen(supervisor: Supervisor) -> None:
+        url = f"mqtt://127.0.0.1:{port}"
+        await until(lambda: all(v.state in {"ready", "starting"} for v in supervisor.views.values()))
+
+        async def one(name: str) -> None:
+            async with connect(url) as bus:
+                subscription = await bus.subscribe(["frames/camera/#"], qos=0, capacity=10_000)
+                while True:
+                    for delivery in await subscription.receive():
+                        if delivery.topic.startswith("frames/camera/out/"):
+                            body = codec.decode(delivery.payload).body
+                            if isinstance(body, Frame):  # and the end of the stream
+                                heard[name].append(body)
+                        elif "/shared/" in delivery.topic:
+                            private.append(bytes(delivery.payload))
+
+        first = asyncio.create_task(one("first"))
+        later = None
+        try:
+            await until(lambda: passed(supervisor, "store") > 200, within=40)
+            assert not first.done(), first.result()
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await until(lambda: passed(supervisor, "store") > 700, within=40)
+            later = asyncio.create_task(one("later"))
+            await until(lambda: passed(supervisor, "store") >= 1600, within=40)
+        finally:
+            for task in (first, later):
+                if task is not None:
+                    task.cancel()
+
+    path = site(tmp_path, 1600, broker=broker, edge=edge, rate="250/s", listen=f"127.0.0.1:{port}")
+    outcome = run(path, meddle=listen)
+    assert outcome.complete
+    assert numbers(tmp_path) == every(1600)
+    for name, some in heard.items():
+        assert len(some) > 100, name
+        for body in some:
+            index = body.attributes["index"]
+            assert isinstance(body.data, np.ndarray)
+            assert isinstance(index, int)
+            assert np.all(body.data == index % 256)
+    assert heard["first"][0].attributes["index"] == 0, "who is there before the first frame misses none"
+    assert any(detached.is_detached(payload) and len(payload) < 1000 for payload in private)
+    with pytest.raises(PayloadError):
+        codec.decode(next(payload for payload in private if detached.is_detached(payload)))
+
+
+def test_memory_out_of_reach_is_told_and_the_frames_come_by_mqtt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container of its own: the process is not to be seen. Workers are forks of what has this module."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import broker.shared_memory as s\n"
+        "def gone(place):\n    raise s.UnreachableError('no such process')\n"
+        "s._reopened = gone\n"
+    )
+    outcome = run(site(tmp_path, 400, edge="{delivery: safe}", rate="200/s"))
+    assert outcome.complete
+    assert outcome.findings == []
+    assert numbers(tmp_path) == every(400)
+    assert by_memory(tmp_path) == 0
+    assert "out of reach" in capfd.readouterr().err
+
+
+def test_a_full_system_is_told_and_the_frames_come_by_mqtt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno, os\n"
+        "def full(fd, at, size):\n    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "os.posix_fallocate = full\n"
+    )
+    outcome = run(site(tmp_path, 200, edge="{delivery: safe}", rate="200/s"))
+    assert outcome.complete
+    assert numbers(tmp_path) == every(200)
+    assert by_memory(tmp_path) == 0
+    told = capfd.readouterr().err
+    assert "no shared memory" in told
+    assert told.count("No space left") == 1
+
+
+def test_the_plan_says_which_edges_share_memory_and_one_word_turns_it_off(tmp_path: Path) -> None:
+    def shared(**options: str) -> dict[str, bool]:
+        plan = prepare(site(tmp_path, 1, **options))  # type: ignore[arg-type]
+        return {edge.consumer: edge.shared for edge in plan.edges}
+
+    assert shared() == {"look": True, "store": False}
+    assert shared(shared="false") == {"look": False, "store": False}
+    assert shared(edge="{shared: false}") == {"look": False, "store": False}
+
+
+def free() -> int:
+    found = os.statvfs("/dev/shm")  # noqa: S108 - where the memory is
+    return found.f_bavail * found.f_frsize
