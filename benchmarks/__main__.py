@@ -57,18 +57,22 @@ def main() -> None:
     where = machine()
     print(f"{where['cpu']}, {where['cores']} cores, Python {where['python']}")
     measured: list[Figure | Comparison] = []
-    with options.output.open("a") as file:
-        for name in options.names or NAMES:
-            print(f"{name} …", file=sys.stderr)
-            try:
-                found = import_module(f"benchmarks.workloads.{name}").measure()
-            except CannotError as why:
-                print(f"  not measured: {why}", file=sys.stderr)
-                continue
-            measured += found
-            for figure in found:
-                file.write(json.dumps({"time": time.time(), **where, **figure.plain()}) + "\n")
-    print("\n".join(table(measured)))
+    try:
+        with options.output.open("a") as file:
+            for name in options.names or NAMES:
+                print(f"{name} …", file=sys.stderr)
+                try:
+                    found = import_module(f"benchmarks.workloads.{name}").measure()
+                except CannotError as why:
+                    print(f"  not measured: {why}", file=sys.stderr)
+                    continue
+                measured += found
+                for figure in found:
+                    file.write(json.dumps({"time": time.time(), **where, **figure.plain()}) + "\n")
+                file.flush()
+    finally:  # also of what was measured before something failed or Ctrl-C
+        if measured:
+            print("\n".join(table(measured)))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class Comparison:
             if who == OURS:
                 out.append((*first, "", "", ""))
             else:
-                bar = f"{'≤' if self.at_most else '≥'} {self.bars[who]:g} ×" if who in self.bars else ""
+                bar = f"{'≤' if self.at_most else '≥'} {self.bars[who]:.3g} ×" if who in self.bars else ""
                 out.append((*first, f"{self.ratio(who):.2f} ×", bar, _verdict(self.holds(who))))
         return out
 
