@@ -26,7 +26,7 @@ from benchmarks.figures import OURS, Comparison, Figure, in_turns
 from benchmarks.runs import CACHE, Ran, run
 
 DEMO = Path(__file__).parent.parent.parent / "nodes" / "demo"
-SECONDS = 4.0
+SECONDS = 6.0
 ROUNDS = 5
 BAR = 0.9
 ONE_PROCESS, FIVE_PROCESSES = 30_000, 10_000
