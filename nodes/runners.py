@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from random import uniform
 from typing import Any
 
-from nodes import log
+from nodes import log, tuning
 from nodes.assignment import NodeSpec
 from nodes.inputs import Item
 from nodes.operator import Chunk, Emit, Operator, Sink, Source
@@ -25,9 +24,6 @@ from schemas.messages import Message, rows_of
 
 _MOST_DRAFTS = 256
 """Messages drawn from a source ahead of what is sent."""
-_SWITCH = 0.0001
-"""Seconds after which Python takes the interpreter from a thread that another waits for, in processes with a model in a
-thread: at its usual 5 ms a model waits longer to go on than it takes to answer."""
 _BACKOFF = (0.2, 30.0)
 """Seconds to wait at first and at most before a sink that is away is tried again."""
 
@@ -49,7 +45,7 @@ class OperatorRuntime(Runtime):
         if self.operator.blocking:
             calls = self.operator.calls if self.operator.overlaps else 1
             self._thread = ThreadPoolExecutor(calls, thread_name_prefix=self.name)
-            sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH))
+            tuning.for_threads()
         self.passing = not self.operator.absorbs and self.spec.kind not in {"custom", "join"}
         self._marked = any(edge.marked for edge in self.spec.inputs) and not self.operator.absorbs
 

@@ -52,4 +52,4 @@ def test_every_reading_of_the_load_in_one_process_is_counted(tmp_path: Path) -> 
 def test_every_image_of_the_load_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, one: bool) -> None:
     monkeypatch.setattr(inference, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(inference, "SECONDS", 0.5)
-    assert inference.demo().ours(tmp_path, 1, one=one) > 0
+    assert inference.demo().ours(tmp_path, one=one) > 0
