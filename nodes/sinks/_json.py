@@ -36,6 +36,9 @@ Each: TypeAlias = Literal["message", "row"]
 INLINE = 1024
 """Most elements of an array that is written as a list."""
 
+FEW = 32
+"""Times up to which each is written by itself."""
+
 RESERVED = ("id", "row", "type", "source", "time")
 """Keys of a row's object that are not its fields; a field of that name is written as ``field_<name>``."""
 
@@ -46,13 +49,21 @@ encode = _encoder.encode
 
 def iso(time: int) -> str:
     """``2024-05-01T06:00:00.000000000Z`` of ns since the epoch."""
-    return iso_all(np.array([time], np.int64))[0]
+    seconds, rest = divmod(time, 10**9)
+    return f"{_second(seconds)}.{rest:09d}Z"
+
+
+@lru_cache(maxsize=1024)
+def _second(seconds: int) -> str:
+    return str(np.datetime64(seconds, "s"))
 
 
 def iso_all(times: NDArray[np.int64]) -> list[str]:
     """ISO 8601 of a column of ns since the epoch."""
-    if len(times) > 1 and bool((times == times[0]).all()):
-        return iso_all(times[:1]) * len(times)
+    if len(times) <= FEW:
+        return [iso(time) for time in times.tolist()]
+    if bool((times == times[0]).all()):
+        return [iso(int(times[0]))] * len(times)
     texts: list[str] = np.datetime_as_string(times.astype("datetime64[ns]"), unit="ns").tolist()
     return [f"{t}Z" for t in texts]
 
