@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
+from hashlib import blake2s
 from pathlib import Path
 
 from benchmarks.figures import OURS
@@ -39,7 +40,7 @@ def compiled(source: Path) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise CannotError("no C compiler (Debian package gcc)")
-    program = cache_folder() / f"{source.stem}-{source.stat().st_mtime_ns:x}"
+    program = cache_folder() / f"{source.stem}-{blake2s(source.read_bytes(), digest_size=8).hexdigest()}"
     if not program.exists():
         new = program.with_suffix(f".{os.getpid()}")  # others may compile it now, too
         command = [compiler, "-O2", "-o", str(new), str(source), "-lm"]

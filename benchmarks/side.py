@@ -59,6 +59,7 @@ class Outcome:
     """One run.
 
     :param rate: readings a second that were answered; 0 if any was lost, or was counted twice.
+    :param counted: readings that came through, of the whole run.
     :param lost: readings that never came; below 0: that came twice.
     :param p50, p99: seconds from sending a reading to having its answer.
     :param cpu: seconds of CPU a reading, of all of the program's processes.
@@ -66,6 +67,7 @@ class Outcome:
     """
 
     rate: float
+    counted: int
     lost: int
     p50: float
     p99: float
@@ -171,7 +173,7 @@ def _follow(lines: Iterable[str], pid: int | None, what: str, folder: Path) -> O
                     print(f"  {what}: {lost} readings lost of {result['expected']}", file=sys.stderr)
                 answers = max(1, result["answers"])
                 rate = 0.0 if lost else result["rate"]
-                return Outcome(rate, lost, result["p50"], result["p99"], used / answers, memory)
+                return Outcome(rate, result["counted"], lost, result["p50"], result["p99"], used / answers, memory)
     log = folder / "log"
     raise RuntimeError(f"{what}: no result; {log.read_text()[-1000:] if log.exists() else ''}")
 
