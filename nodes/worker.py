@@ -39,6 +39,8 @@ _encode = msgspec.json.Encoder().encode
 _GARBAGE = (20_000, 20, 50)
 """Objects made after which Python looks for cycles, and how many such looks it takes to look at older ones."""
 _MADV_DONTNEED = 4
+_STARTED = 1.0
+"""Seconds after which we have begun in earnest. Looking for what is not needed takes 5 ms, which the start need not wait for."""
 _ORPHANED = 10.0
 """Seconds that we take to finish when the supervisor is gone. Nodes that stop all at once may wait for each other for ever; the
 journals are right at any moment."""
@@ -166,6 +168,7 @@ async def work(assignment: Assignment, report: Reporter) -> None:
         listener.cancel()
         return
     _settle_memory()
+    asyncio.get_running_loop().call_later(_STARTED, _release_code)
     running = [asyncio.create_task(_run(name, node), name=name) for name, node in nodes.items()]
     try:
         await asyncio.gather(*running)
@@ -186,19 +189,20 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GARBAGE)
-    with contextlib.suppress(OSError, AttributeError):  # another system than Linux, another C library than glibc
-        unused = _unchanged()
-        library = ctypes.CDLL(None)
-        library.malloc_trim(0)
-        for begin, end in unused:
-            library.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _release_code() -> None:
+    """The same for the pages of programs and libraries that only starting needed: a third of them."""
+    with contextlib.suppress(OSError, AttributeError):  # another system than Linux
+        madvise = ctypes.CDLL(None).madvise
+        for begin, end in _unchanged():
+            madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
 
 
 def _unchanged() -> list[tuple[int, int]]:
-    """Where programs and libraries are mapped and are as in their files, from which the system has each page again as it is used.
-
-    What is used while starting (imports, the building of validators) is a third of it, and not used later.
-    """
+    """Where programs and libraries are mapped as they are in their files: a page let go is there again when it is used."""
     found: list[tuple[int, int]] = []
     where = (0, 0)
     for line in Path("/proc/self/smaps").read_text().splitlines():
