@@ -252,3 +252,22 @@ def test_a_publisher_is_held_up_in_the_midst_of_a_run() -> None:
     assert got == [b"%d" % i for i in range(100)]
     answers += acknowledged(publisher.written())
     assert answers == list(range(1, 101))
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("qos", [0, 1])
+def test_large_packets_come_in_any_pieces(seed: int, qos: int) -> None:
+    rng = random.Random(seed)
+    bench = Bench()
+    subscriber, publisher = bench.client("s"), bench.client("p")
+    subscriber.subscribe("#", 1)
+    payloads = [rng.randbytes(rng.choice((3, 65_536, 70_000, 200_000, 300_000))) for _ in range(12)]
+    data = b"".join(
+        PublishPacket("a", payload, qos=QoS(qos), packet_id=i + 1 if qos else None).write()
+        for i, payload in enumerate(payloads)
+    )
+    cuts = sorted({0, len(data), *(rng.randrange(len(data)) for _ in range(rng.choice((1, 12, 60))))})
+    for begin, end in pairwise(cuts):
+        publisher.conn.receive(data[begin:end], bench.now)
+    assert subscriber.payloads() == payloads
+    assert acknowledged(publisher.written()) == (list(range(1, 13)) if qos else [])
