@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -172,9 +173,9 @@ def test_both_ends_are_killed_and_every_frame_arrives_once(tmp_path: Path, broke
     assert sum(view.restarts for view in outcome.nodes.values()) >= 4
     assert numbers(tmp_path) == every(1500)
     assert by_memory(tmp_path) > 750, "what is sent again is sent by MQTT, everything else is not"
-    until = time.monotonic() + 30
+    limit = time.monotonic() + 30
     while before - free() >= SIDE * SIDE:  # other tests use the same memory meanwhile
-        assert time.monotonic() < until, "nothing is left of the killed"
+        assert time.monotonic() < limit, "nothing is left of the killed"
         time.sleep(0.1)
 
 
