@@ -140,7 +140,7 @@ def _alike(messages: Sequence[Message]) -> dict[str, Column] | None:
         values = [body.attributes[name] for body in predictions]
         if len(set(map(type, values))) != 1 or name in ("model", "version"):
             return None
-        columns[f"known_{name}" if name in columns else name] = from_scalars(values)
+        columns[f"known_{name}" if name in ("label", "score") else name] = from_scalars(values)
     columns["model"] = [body.model.name for body in predictions]
     columns["version"] = [body.model.version for body in predictions]
     return columns

@@ -315,7 +315,7 @@ TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 
 
 @given(st.builds(Place, st.integers(), st.integers(), st.binary(max_size=20), st.integers(), st.integers()))
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 def test_no_place_does_more_than_be_refused(place: Place) -> None:
     with pytest.raises((UnreachableError, OverwrittenError)):
         Reader(0).lease(place)

@@ -145,7 +145,7 @@ SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**65), 2**65), st.f
     names=st.lists(st.sampled_from(["label", "score", "index", "model", "x", "known_label"]), unique=True, max_size=4),
     data=st.data(),
 )
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 def test_classifications_together_are_as_each_alone(names: list[str], data: st.DataObject) -> None:
     """Predictions with the same attributes have a way of their own; it gives what one after the other gives."""
     one_kind: dict[str, st.SearchStrategy[Scalar]] = {
@@ -180,3 +180,14 @@ def test_classifications_together_are_as_each_alone(names: list[str], data: st.D
         assert repr(list(found)) == repr(list(column))
         if isinstance(found, np.ndarray) and isinstance(column, np.ndarray):
             assert found.dtype == column.dtype
+
+
+def test_an_attribute_may_have_the_name_that_another_gets() -> None:
+    attributes: dict[str, Scalar] = {"label": 1, "score": 2, "known_label": 3}
+    scores = np.array([0.5], np.float32)
+    body = Predictions(model=MODEL, seen="", labels=["a"], scores=scores, attributes=attributes)
+    one, two = rows([Message("i", "s", 1, body)]), rows([Message(f"i{i}", "s", 1, body) for i in range(2)])
+    assert list(two.columns) == list(one.columns)
+    for name, column in one.columns.items():
+        assert two.columns[name][0] == column[0]
+        assert two.columns[name][1] == column[0]
