@@ -19,6 +19,9 @@ FAMILIES = {
     "backend": "nodes.backends",
     "decoder": "nodes.decoders",
     "sink": "nodes.sinks",
+    "trainer": "nodes.trainers",
+    "strategy": "nodes.strategies",
+    "compressor": "nodes.compressors",
 }
 """Families of kinds within a node, each a folder: adding a file there adds the kind."""
 
