@@ -204,6 +204,7 @@ class Client(Machine):
             if call.epoch >= self.epoch and self._ends is None:
                 self._ends = now + self._patience  # perhaps what is left of yesterday's run, and today's begins soon
             return
+        before = self.epoch
         if not self._follow(call.run, call.epoch, out):
             return
         self._ends = None
@@ -213,6 +214,11 @@ class Client(Machine):
         if call.phase == wire.OVER:
             self.outcome, out.over = call.why or "over", True
             return
+        if call.epoch > before and self._sent is not None and not self._answer:
+            if call.open or call.round == self._sent[0]:
+                self._say_update(
+                    out, now
+                )  # the coordinator was away: it may not have heard it, and has little time left
         self._go(now, out)
 
     def _heard_model(self, manifest: wire.Manifest, now: int, out: Answer) -> None:

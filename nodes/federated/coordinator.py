@@ -2,7 +2,7 @@
 
 Idle → collecting → aggregating → idle, each step committed before anything is said of it. One transaction ends a round (the new
 model, the strategy's state, the updates forgotten) and begins the next, so that a crash falls before both or after both. An
-update is committed before its acknowledgement; a resumed round adds up the same updates in the same order, and gives the same bytes.
+update is committed before its acknowledgement; a resumed round adds up the same updates in the same order: the same bytes.
 """
 
 from __future__ import annotations
@@ -101,13 +101,15 @@ class Coordinator(Machine):
         self._idle_since = now
         self._task = self.strategy.task()
         self._commit_job(out)
+        self._say_model(out, now)
+        if (row := kept.get("row")) is not None:
+            out.rows.append(row)  # its publication may not have happened; rows have their round's number
         if self.outcome:
             self._say_call(out)
             out.over = True
             return out
-        self._say_model(out, now)
-        if (row := kept.get("row")) is not None:
-            out.rows.append(row)  # its publication may not have happened; rows have their round's number
+        for client, number in sorted(self.taken):
+            self._ack(client, number, wire.TAKEN, out)  # likewise
         if self.round is None:
             self._say_call(out)
             self._idle(now, out)

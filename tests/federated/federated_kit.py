@@ -211,4 +211,43 @@ class Site:
         return unpack_model(self.model, shapes(Softmax().weights()))[0]
 
 
-__all__ = ["ClientUpdate", "Site", "Softmax"]
+def audit(site: Site) -> dict[int, list[str]]:
+    """Recompute every model that was published from the updates that were acknowledged; who was counted, by round.
+
+    No update is counted twice, none of a dead round, none that was not answered with ``taken``; and nobody trains twice for a round:
+    all publications of one update are the same bytes.
+    """
+    from nodes.federated import wire
+
+    updates: dict[tuple[int, str], bytes] = {}
+    taken: dict[int, set[str]] = {}
+    models: dict[int, Weights] = {}
+    order: list[tuple[int, int]] = []
+    for who, say in site.heard:
+        parts = say.topic.split("/")
+        if say.topic == "model":
+            manifest = wire.hear(wire.Manifest, say.payload)
+            weights, _ = wire.unpack_model(manifest.data, manifest.shapes)
+            if manifest.version not in models:
+                models[manifest.version] = weights
+                order.append((manifest.version, manifest.round))
+            assert wire.pack_model(weights, {}) == wire.pack_model(models[manifest.version], {})
+        elif parts[-1] == "up" and who == parts[1]:
+            _, body, _ = wire.unpack_update(say.payload)
+            assert updates.setdefault((body.round, who), say.payload) == say.payload
+        elif parts[-1] == "ack":
+            ack = wire.hear(wire.Ack, say.payload)
+            if ack.status == wire.TAKEN:
+                taken.setdefault(ack.round, set()).add(parts[1])
+    counted: dict[int, list[str]] = {}
+    assert [version for version, _ in order] == list(range(len(order)))
+    assert [number for _, number in order] == sorted({number for _, number in order})
+    for (version, _), (_, number) in zip(order, order[1:], strict=False):
+        names = counted[number] = sorted(taken[number])
+        bodies = [wire.unpack_update(updates[number, who])[1] for who in names]
+        new = Mean().aggregate(
+            models[version],
+            [ClientUpdate(who, body.tensors, body.samples) for who, body in zip(names, bodies, strict=True)],
+        )
+        assert wire.pack_model(new, {}) == wire.pack_model(models[version + 1], {})
+    return counted
