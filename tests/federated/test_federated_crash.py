@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import msgspec
 import pytest
-from federated_kit import PLAN, Site, audit, name, parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from job_site import PLAN, Site, audit, name, parts
 
 from nodes.federated.rules import Rules
 from nodes.federated.virtual import Fault, Link

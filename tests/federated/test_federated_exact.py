@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from federated_kit import PLAN, Site, parts, plain_loop
+from job_site import PLAN, Site, parts, plain_loop
 
 from nodes.federated.rules import Rules
 from nodes.federated.virtual import Link

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -242,7 +243,7 @@ def audit(site: Site) -> dict[int, list[str]]:
     counted: dict[int, list[str]] = {}
     assert [version for version, _ in order] == list(range(len(order)))
     assert [number for _, number in order] == sorted({number for _, number in order})
-    for (version, _), (_, number) in zip(order, order[1:], strict=False):
+    for (version, _), (_, number) in itertools.pairwise(order):
         names = counted[number] = sorted(taken[number])
         bodies = [wire.unpack_update(updates[number, who])[1] for who in names]
         new = Mean().aggregate(
