@@ -20,6 +20,9 @@ TITLES = {
     "backend": "Backends of infer",
     "decoder": "Decoders of infer",
     "sink": "Sinks of uplink",
+    "trainer": "Trainers of train",
+    "strategy": "Strategies of federate",
+    "compressor": "Compressors of updates",
 }
 
 
