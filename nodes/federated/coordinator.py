@@ -52,6 +52,8 @@ class Coordinator(Machine):
         self.rules, self.strategy, self.compressor, self.evaluate = rules, strategy, compressor, evaluate
         self.model = model
         self.wanted = shapes(model)
+        self.extras = strategy.extras(self.wanted)
+        self.quorum = max(strategy.least(), 1 if rules.buffer is not None else rules.quorum)
         self.shared: Weights = {}
         self.roster = Roster(wire.form(self.wanted))
         self.run = self.epoch = self.number = self.version = 0
@@ -236,9 +238,9 @@ class Coordinator(Machine):
     def _begin_at(self) -> int | None:
         """When a round may begin with the clients there are; None: not with them."""
         rules, n = self.rules, len(self.roster.fit)
-        if n >= max(rules.least, rules.quorum):
+        if n >= max(rules.least, self.quorum):
             return self._idle_since + ns(rules.gather) if self.number == 0 else self._idle_since
-        if self.number and n >= (1 if rules.buffer is not None else rules.quorum):
+        if self.number and n >= self.quorum:
             return self._idle_since + ns(rules.grace)
         return None
 
@@ -252,7 +254,7 @@ class Coordinator(Machine):
     def _begin(self, now: int, out: Answer) -> None:
         rules = self.rules
         self.number += 1
-        size = rules.asks(len(self.roster.fit))
+        size = rules.asks(len(self.roster.fit), self.quorum)
         asked: list[str] = []
         if rules.buffer is None:
             asked = self.roster.choose(size, rules.seed, self.number, without=self._silent)
@@ -345,7 +347,7 @@ class Coordinator(Machine):
         if self.rules.buffer is None and (self.round is None or client not in self.round.asked):
             raise RefusedError("not-asked", f"{client} is not asked in round {update.round}")
         base = self._bases[update.round][0]
-        examine(update, base, self.wanted, self.compressor, self.rules.limits, self._largest)
+        examine(update, base, self.wanted, self.extras, self.compressor, self.rules.limits, self._largest)
 
     def _take(self, update: Taken, now: int, out: Answer) -> None:
         client, number = update.client, update.round
@@ -397,7 +399,7 @@ class Coordinator(Machine):
         held = self.round
         if held is None or held.phase != COLLECTING:
             return
-        match held.verdict(len(self.taken), self.rules, len(self.roster.fit), now):
+        match held.verdict(len(self.taken), self.quorum, self.rules, len(self.roster.fit), now):
             case "close":
                 held.phase = AGGREGATING
                 held.counted = sorted(self.taken)
@@ -564,7 +566,7 @@ class Coordinator(Machine):
             phase=wire.OVER if self.outcome else wire.IDLE if held is None else wire.COLLECTING,
             base=self._digest if held is None else held.base,
             deadline=0 if held is None else held.deadline,
-            quorum=rules.quorum,
+            quorum=self.quorum,
             cohort=() if held is None else tuple(held.asked),
             open=rules.buffer is not None,
             fit={**rules.fit, **self._task, "seed": rules.seed},

@@ -73,15 +73,21 @@ class World:
     """All peers of one job, the bus between them and the time.
 
     :param tap: sees every publication: (peer, what it said).
+    :param witness: sees every commit: (peer, what it committed).
     """
 
-    def __init__(self, seed: int = 0, tap: Callable[[Peer, Say], None] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        tap: Callable[[Peer, Say], None] | None = None,
+        witness: Callable[[Peer, dict[str, Any]], None] | None = None,
+    ) -> None:
         self.now = BEGAN
         self.peers: dict[str, Peer] = {}
         self.retained: dict[str, bytes] = {}
         self.published = 0
         self.delivered = 0
-        self._tap = tap
+        self._tap, self._witness = tap, witness
         self._exact: dict[str, list[Peer]] = {}
         self._wild: list[tuple[list[str], Peer]] = []
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -218,6 +224,8 @@ class World:
                     peer.disk.pop(key, None)
                 else:
                     peer.disk[key] = _encode(value)
+            if self._witness is not None:
+                self._witness(peer, answer.commit)
             if self._dies(peer, "committed", answer.commit):
                 return
         peer.rows += answer.rows

@@ -285,7 +285,7 @@ def test_a_round_that_makes_it_worse_is_thrown_away() -> None:
     assert site.run()
     assert [row["status"] for row in site.rows] == ["committed", "committed", "rejected", "committed", "committed"]
     assert sorted(audit(site)) == [1, 2, 4, 5]
-    digests = {}
+    digests: dict[int, str] = {}
     for call in calls(site):
         digests.setdefault(call.round, call.base)
     assert digests[3] == digests[4]  # the round after began where the one before had
