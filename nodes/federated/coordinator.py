@@ -18,7 +18,7 @@ from nodes.federated.intake import RefusedError, Taken, examine, read
 from nodes.federated.machine import Answer, Machine, Say, Work
 from nodes.federated.roster import Roster
 from nodes.federated.rounds import AGGREGATING, COLLECTING, Evaluate, Merged, Round, means, merge
-from nodes.federated.rules import SECOND, Rules
+from nodes.federated.rules import SECOND, Rules, ns
 from nodes.federated.weights import Weights, digest, fit, norm, shapes
 from nodes.strategies._strategy import Strategy
 from schemas.errors import PayloadError
@@ -52,6 +52,8 @@ class Coordinator(Machine):
         self.rules, self.strategy, self.compressor, self.evaluate = rules, strategy, compressor, evaluate
         self.model = model
         self.wanted = shapes(model)
+        self.extras = strategy.extras(self.wanted)
+        self.quorum = max(strategy.least(), 1 if rules.buffer is not None else rules.quorum)
         self.shared: Weights = {}
         self.roster = Roster(wire.form(self.wanted))
         self.run = self.epoch = self.number = self.version = 0
@@ -117,7 +119,7 @@ class Coordinator(Machine):
             self._aggregate(out)
         else:
             self._say_call(out)
-            self._repeat = now + int(self._interval() * SECOND)
+            self._repeat = now + ns(self._interval())
             self._look(now, out)
         return out
 
@@ -164,11 +166,11 @@ class Coordinator(Machine):
             return None
         times = [self._model_due, self._repeat, self._time_end()]
         if (held := self.round) is None:
-            times += [self._begin_at(), self._idle_since + int(self.rules.wait * SECOND)]
+            times += [self._begin_at(), self._idle_since + ns(self.rules.wait)]
         elif held.phase == COLLECTING:
             times.append(held.deadline)
             if held.enough is not None:
-                times.append(held.enough + int(self.rules.grace * SECOND))
+                times.append(held.enough + ns(self.rules.grace))
         return min((time for time in times if time is not None), default=None)
 
     def tick(self, now: int) -> Answer:
@@ -188,7 +190,7 @@ class Coordinator(Machine):
         else:
             if self._repeat is not None and now >= self._repeat:
                 self._say_call(out)
-                self._repeat = now + int(self._interval() * SECOND)
+                self._repeat = now + ns(self._interval())
             if self.round.phase == COLLECTING:
                 self._look(now, out)
         return out
@@ -231,39 +233,39 @@ class Coordinator(Machine):
                 if self.roster.able(name, held.number) and (name, held.number) not in self.taken
             }
             # the clients could not reach it while it was away
-            held.deadline = max(held.deadline, now + int(self.rules.deadline * SECOND) // 2)
+            held.deadline = max(held.deadline, now + ns(self.rules.deadline) // 2)
 
     def _begin_at(self) -> int | None:
         """When a round may begin with the clients there are; None: not with them."""
         rules, n = self.rules, len(self.roster.fit)
-        if n >= max(rules.least, rules.quorum):
-            return self._idle_since + int(rules.gather * SECOND) if self.number == 0 else self._idle_since
-        if self.number and n >= (1 if rules.buffer is not None else rules.quorum):
-            return self._idle_since + int(rules.grace * SECOND)
+        if n >= max(rules.least, self.quorum):
+            return self._idle_since + ns(rules.gather) if self.number == 0 else self._idle_since
+        if self.number and n >= self.quorum:
+            return self._idle_since + ns(rules.grace)
         return None
 
     def _idle(self, now: int, out: Answer) -> None:
         at = self._begin_at()
         if at is not None and now >= at:
             self._begin(now, out)
-        elif now >= self._idle_since + int(self.rules.wait * SECOND):
+        elif now >= self._idle_since + ns(self.rules.wait):
             self._over("too-few", out)
 
     def _begin(self, now: int, out: Answer) -> None:
         rules = self.rules
         self.number += 1
-        size = rules.asks(len(self.roster.fit))
+        size = rules.asks(len(self.roster.fit), self.quorum)
         asked: list[str] = []
         if rules.buffer is None:
             asked = self.roster.choose(size, rules.seed, self.number, without=self._silent)
             if len(asked) < size:  # those who kept silent in the round before have another chance
                 asked = self.roster.choose(size, rules.seed, self.number)
-        ends = now + int(rules.deadline * SECOND)
+        ends = now + ns(rules.deadline)
         self.round = Round(self.number, self._digest, now, ends, size, asked, waiting=set(asked))
         self._bases[self.number] = (self._digest, self.version)
         for old in [number for number in self._bases if number < self.number - rules.stale]:
             del self._bases[old]
-        self._repeat = now + int(self._interval() * SECOND)
+        self._repeat = now + ns(self._interval())
         self._commit_job(out)
         self._commit_round(out)
         self._say_call(out)
@@ -345,7 +347,7 @@ class Coordinator(Machine):
         if self.rules.buffer is None and (self.round is None or client not in self.round.asked):
             raise RefusedError("not-asked", f"{client} is not asked in round {update.round}")
         base = self._bases[update.round][0]
-        examine(update, base, self.wanted, self.compressor, self.rules.limits, self._largest)
+        examine(update, base, self.wanted, self.extras, self.compressor, self.rules.limits, self._largest)
 
     def _take(self, update: Taken, now: int, out: Answer) -> None:
         client, number = update.client, update.round
@@ -397,7 +399,7 @@ class Coordinator(Machine):
         held = self.round
         if held is None or held.phase != COLLECTING:
             return
-        match held.verdict(len(self.taken), self.rules, len(self.roster.fit), now):
+        match held.verdict(len(self.taken), self.quorum, self.rules, len(self.roster.fit), now):
             case "close":
                 held.phase = AGGREGATING
                 held.counted = sorted(self.taken)
@@ -493,7 +495,7 @@ class Coordinator(Machine):
         return "time" if end is not None and now >= end else None
 
     def _time_end(self) -> int | None:
-        return None if self.rules.time is None or self._busy() else self._began + int(self.rules.time * SECOND)
+        return None if self.rules.time is None or self._busy() else self._began + ns(self.rules.time)
 
     def _over(self, reason: str, out: Answer) -> None:
         self.outcome = reason
@@ -564,7 +566,7 @@ class Coordinator(Machine):
             phase=wire.OVER if self.outcome else wire.IDLE if held is None else wire.COLLECTING,
             base=self._digest if held is None else held.base,
             deadline=0 if held is None else held.deadline,
-            quorum=rules.quorum,
+            quorum=self.quorum,
             cohort=() if held is None else tuple(held.asked),
             open=rules.buffer is not None,
             fit={**rules.fit, **self._task, "seed": rules.seed},

@@ -80,6 +80,7 @@ def examine(
     update: Taken,
     base: str,
     wanted: tuple[Shape, ...],
+    extras: tuple[Shape, ...],
     compressor: Compressor | None,
     limits: Limits,
     largest: float,
@@ -87,6 +88,7 @@ def examine(
     """Look whether an update may be added up.
 
     :param base: digest of the model that it has to begin with.
+    :param extras: what the strategy wants beside the delta.
     :param largest: what the norm may be where the limits say nothing.
     :raises RefusedError: it may not.
     """
@@ -98,8 +100,8 @@ def examine(
         delta = update.delta(compressor, wanted)
     except (UnfitError, PayloadError) as error:
         raise RefusedError(error.reason, str(error)) from None
-    if update.extra and not same_form(update.extra, wanted):
-        raise RefusedError("extra", "its further arrays are not of the model's form, or not finite")
+    if not same_form(update.extra, extras):
+        raise RefusedError("extra", "its further arrays are not those that the strategy wants, or not finite")
     most = largest if limits.norm is None else limits.norm
     if not (size := norm(delta)) <= most:
         raise RefusedError("norm", f"the norm of its delta is {size:.3g}, at most {most:.3g}")

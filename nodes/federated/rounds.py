@@ -9,7 +9,7 @@ from typing import Any
 
 from nodes.compressors._compressor import Compressor
 from nodes.federated.intake import Taken, client_update
-from nodes.federated.rules import SECOND, Rules
+from nodes.federated.rules import Rules, ns
 from nodes.federated.weights import Shape, Weights, digest, fit
 from nodes.federated.wire import pack_model
 from nodes.strategies._strategy import Strategy
@@ -68,22 +68,24 @@ class Round:
         rest = {name: value for name, value in kept.items() if name not in {"counted", "asked"}}
         return cls(**rest, asked=list(kept["asked"]), counted=counted)
 
-    def verdict(self, taken: int, rules: Rules, here: int, now: int) -> str:
+    def verdict(self, taken: int, quorum: int, rules: Rules, here: int, now: int) -> str:
         """``wait``, ``close`` or ``abort``.
 
         :param taken: updates that there are.
+        :param quorum: that of the rules, or what the strategy needs.
         :param here: clients that may be asked (asynchronous: more updates than that will not come).
         """
         late = now >= self.deadline
         if rules.buffer is not None:
-            if taken and (late or taken >= min(rules.buffer, max(here, 1))):
+            enough = max(min(rules.buffer, here), quorum)
+            if taken >= enough or (late and taken >= quorum):
                 return "close"
             return "abort" if late else "wait"
-        if taken < rules.quorum:
+        if taken < quorum:
             return "abort" if late else "wait"
         if self.enough is None:
             self.enough = now
-        done = late or not self.waiting or now >= self.enough + rules.grace * SECOND
+        done = late or not self.waiting or now >= self.enough + ns(rules.grace)
         return "close" if done else "wait"
 
 
@@ -131,5 +133,7 @@ def means(taken: Sequence[Taken]) -> dict[str, float]:
     for name in sorted({name for update in taken for name in update.metrics}):
         having = [update for update in taken if name in update.metrics]
         total = math.fsum(update.samples * update.metrics[name] for update in having)
-        out[name if name == "train_loss" else f"local_{name}"] = total / sum(update.samples for update in having)
+        out[name if name in {"train_loss", "steps"} else f"local_{name}"] = total / sum(
+            update.samples for update in having
+        )
     return out

@@ -277,11 +277,11 @@ def finite(metrics: Mapping[str, float], most: int = 16) -> dict[str, float]:
 
 
 def same_form(weights: Mapping[str, Array], wanted: tuple[Shape, ...]) -> bool:
-    """Whether extra arrays have names and shapes of the model's and are finite."""
+    """Whether extra arrays are those wanted, in any order, and finite."""
     return all(
         shape.name in weights
         and weights[shape.name].shape == shape.shape
-        and weights[shape.name].dtype.kind == "f"
+        and weights[shape.name].dtype.str == shape.dtype
         and bool(np.isfinite(weights[shape.name]).all())
         for shape in wanted
     ) and len(weights) == len(wanted)

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from nodes.compressors._compressor import Compressor
+from nodes.federated import wire
 from nodes.federated.client import Client
 from nodes.federated.coordinator import Coordinator
 from nodes.federated.machine import Machine, Say
@@ -100,7 +102,7 @@ def name(k: int) -> str:
     return f"c{k:03}"
 
 
-PLAN = {"epochs": 1, "batch": 8, "rate": 0.2}
+PLAN: dict[str, Any] = {"epochs": 1, "batch": 8, "rate": 0.2}
 
 
 def plain_loop(data: list[Examples], rounds: int, plan: dict[str, Any] = PLAN, seed: int = 0) -> list[Weights]:
@@ -143,11 +145,15 @@ class Site:
     trainer: Callable[[], Softmax] = Softmax
 
     def __post_init__(self) -> None:
-        self.world = World(self.seed, tap=lambda peer, say: self.heard.append((peer.name, say)))
+        self.commits: list[dict[str, Any]] = []
+        self.world = World(self.seed, lambda peer, say: self.heard.append((peer.name, say)), self._witness)
         self.trainers: dict[str, list[Softmax]] = {}
-        self.models: dict[int, bytes] = {}
         self.lead = self.world.add("lead", self.coordinator, link=self.link, took=self.took, fault=self.fault)
         self.clients = [self.client(k) for k in range(len(self.data))]
+
+    def _witness(self, peer: Peer, commit: dict[str, Any]) -> None:
+        if peer.name == "lead":
+            self.commits.append(dict(commit))
 
     def coordinator(self) -> Coordinator:
         return Coordinator(
@@ -201,25 +207,59 @@ class Site:
     @property
     def model(self) -> bytes:
         """The bytes of the model as the coordinator committed it last."""
-        import msgspec
-
         kept: bytes = msgspec.msgpack.decode(self.lead.disk["model"])["data"]
         return kept
 
-    def weights(self) -> Weights:
-        from nodes.federated.wire import unpack_model
+    def models_by_version(self) -> dict[int, Weights]:
+        """Every model that was published."""
+        said = [wire.hear(wire.Manifest, say.payload) for _, say in self.heard if say.topic == "model"]
+        return {manifest.version: wire.unpack_model(manifest.data, manifest.shapes)[0] for manifest in said}
 
-        return unpack_model(self.model, shapes(Softmax().weights()))[0]
+    def shared(self) -> Weights:
+        """What the strategy shares beside the model."""
+        return wire.unpack_model(self.model, shapes(Softmax().weights()))[1]
+
+    def replay(self, aggregate: Callable[[Weights, Any], Weights] | None) -> list[tuple[str, int]]:
+        """Recompute every model that was committed from the updates that were; (client, round) of each that was used.
+
+        :param aggregate: None: only look at who was.
+        """
+        updates: dict[str, bytes] = {}
+        counted: list[tuple[str, int]] = []
+        models: list[tuple[bytes, str]] = []
+        used: list[tuple[str, int]] = []
+        form = shapes(Softmax().weights())
+        for commit in self.commits:
+            if (made := commit.get("model")) is not None:
+                if models and aggregate is not None:
+                    versions = {base: version for version, (_, base) in enumerate(models)}
+                    given = []
+                    for client, number in counted:
+                        _, body, extra = wire.unpack_update(updates[f"update/{number}/{client}"])
+                        late = len(models) - 1 - versions[body.base]
+                        given.append(ClientUpdate(client, body.tensors, body.samples, extra, {}, late))
+                    new = aggregate(wire.unpack_model(models[-1][0], form)[0], given)
+                    assert wire.pack_model(new, {}) == made["data"]
+                if models:
+                    used += counted
+                models.append((made["data"], made["digest"]))
+            updates.update(
+                {key: value for key, value in commit.items() if key.startswith("update/") and value is not None}
+            )
+            if (held := commit.get("round")) is not None:
+                counted = [(client, number) for client, number in held["counted"]]
+        return used
+
+    def weights(self) -> Weights:
+        return wire.unpack_model(self.model, shapes(Softmax().weights()))[0]
 
 
 def audit(site: Site) -> dict[int, list[str]]:
     """Recompute every model that was published from the updates that were acknowledged; who was counted, by round.
 
-    No update is counted twice, none of a dead round, none that was not answered with ``taken``; and nobody trains twice for a round:
-    all publications of one update are the same bytes.
+    No update is counted twice, none of a dead round, none that was not answered with ``taken``; and nobody trains twice for a
+    round: all publications of one update are the same bytes.
     """
-    from nodes.federated import wire
-
     updates: dict[tuple[int, str], bytes] = {}
     taken: dict[int, set[str]] = {}
     models: dict[int, Weights] = {}
