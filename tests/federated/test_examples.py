@@ -195,10 +195,11 @@ def test_the_books_of_the_store_are_right_whatever_comes(
 
 
 _WRITER = """
+from pathlib import Path
 import sys
 import numpy as np
 from nodes.federated.examples import Example, ExampleStore
-store = ExampleStore(sys.argv[1], keep=300, policy="balanced")
+store = ExampleStore(Path(sys.argv[1]), keep=300, policy="balanced")
 for start in range(0, 10**9, 16):
     store.add([Example(str(i), i, np.full(200, i % 7, np.uint8), i % 7) for i in range(start, start + 16)])
     print(start + 16, flush=True)
