@@ -42,9 +42,9 @@ class Taken:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def delta(self, compressor: Compressor | None, wanted: tuple[Shape, ...]) -> Weights:
-        """The delta that it brings; it fits.
+        """The delta that it brings, unpacked; whether it fits is not looked at.
 
-        :raises UnfitError: it does not.
+        :raises UnfitError: it cannot be unpacked.
         """
         if compressor is None:
             delta, names = self.packed, [shape.name for shape in wanted]
@@ -52,7 +52,6 @@ class Taken:
                 delta = {name: delta[name] for name in names}
         else:
             delta = compressor.unpack(self.packed, wanted)
-        fit(delta, wanted)
         return delta
 
 
@@ -98,6 +97,7 @@ def examine(
         raise RefusedError("samples", f"it claims {update.samples} rows, at most {limits.samples} are believed")
     try:
         delta = update.delta(compressor, wanted)
+        fit(delta, wanted)
     except (UnfitError, PayloadError) as error:
         raise RefusedError(error.reason, str(error)) from None
     if not same_form(update.extra, extras):
@@ -110,6 +110,6 @@ def examine(
 def client_update(
     update: Taken, compressor: Compressor | None, wanted: tuple[Shape, ...], staleness: int
 ) -> ClientUpdate:
-    """The update as strategies take it."""
+    """The update as strategies take it. It was examined."""
     delta = update.delta(compressor, wanted)
     return ClientUpdate(update.client, delta, update.samples, update.extra, update.metrics, staleness)

@@ -9,7 +9,7 @@ from typing import Any
 
 from nodes.compressors._compressor import Compressor
 from nodes.federated.intake import Taken, client_update
-from nodes.federated.rules import Rules, ns
+from nodes.federated.rules import SECOND, Rules, ns
 from nodes.federated.weights import Shape, Weights, digest, fit
 from nodes.federated.wire import pack_model
 from nodes.strategies._strategy import Strategy
@@ -137,3 +137,39 @@ def means(taken: Sequence[Taken]) -> dict[str, float]:
             update.samples for update in having
         )
     return out
+
+
+METRICS = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss")
+"""Columns that every row has, NaN where a round has none."""
+
+
+def row(
+    held: Round,
+    status: str,
+    why: str,
+    version: int,
+    metrics: Mapping[str, float],
+    used: Sequence[Taken],
+    here: int,
+    now: int,
+) -> dict[str, Any]:
+    """What a round was, for people and curves.
+
+    :param status: ``committed``, ``aborted`` or ``rejected``.
+    :param used: the updates in it.
+    :param here: clients that are asked when all are.
+    """
+    return {
+        "round": held.number,
+        "status": status,
+        "why": why,
+        "version": version,
+        **dict.fromkeys(METRICS, math.nan),
+        **metrics,
+        "clients": len(used),
+        "asked": len(held.asked) or here,
+        "samples": sum(update.samples for update in used),
+        "refused": len(held.refused),
+        "stale": held.stale,
+        "seconds": (now - held.began) / SECOND,
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from nodes.federated.wire import seed_of
 from nodes.strategies._strategy import ClientUpdate, Strategy, mean
 from nodes.trainers._trainer import Examples, Fit, Fitted, Trainer
 
-FEATURES, CLASSES = 6, 3
+FEATURES, CLASSES = 40, 3
 
 
 class Softmax(Trainer):
@@ -89,7 +89,7 @@ class Mean(Strategy):
 def parts(clients: int, rows: int = 24, seed: int = 0) -> list[Examples]:
     """Three noisy clusters; each client sees one of them twice as often as the others."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(CLASSES, FEATURES)) * 2
+    centres = rng.normal(size=(CLASSES, FEATURES)) / 3
     out = []
     for k in range(clients):
         n = rows + k % 5
@@ -126,6 +126,19 @@ def plain_loop(data: list[Examples], rounds: int, plan: dict[str, Any] = PLAN, s
     return out
 
 
+class Deaths:
+    """Dies at the points of those numbers, counted from 0, and is back after so many seconds."""
+
+    def __init__(self, at: Iterable[int] = (), back: float = 0.5) -> None:
+        self.at, self.back, self.points = set(at), back, 0
+        self.where: list[str] = []
+
+    def __call__(self, point: str, what: str) -> float | None:
+        self.points += 1
+        self.where.append(f"{point} {what}")
+        return self.back if self.points - 1 in self.at else None
+
+
 @dataclass
 class Site:
     """A job on a virtual bus: ``lead`` and its clients."""
@@ -143,6 +156,7 @@ class Site:
     starts: dict[str, float] = field(default_factory=dict)
     heard: list[tuple[str, Say]] = field(default_factory=list)
     trainer: Callable[[], Softmax] = Softmax
+    sizes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.commits: list[dict[str, Any]] = []
@@ -162,6 +176,7 @@ class Site:
             Softmax().weights(),
             compressor=self.compressor,
             evaluate=self.evaluate,
+            **self.sizes,
         )
 
     def client(self, k: int) -> Peer:
@@ -177,6 +192,7 @@ class Site:
                 lambda: examples,
                 lambda: len(examples),
                 compressors=lambda spec: self.compressor,
+                **self.sizes,
             )
 
         return self.world.add(

@@ -222,7 +222,7 @@ MESSAGES: list[Any] = [
     wire.Call("j", 1, 2, 3, wire.COLLECTING, "b", 5, 2, ("c000",)),
     wire.Manifest("j", 1, 2, 3, 4, "d", "b", 1, Softmax().form, data=b"x"),
     wire.Ack(1, 2, 3, wire.TAKEN),
-    wire.Need("m", 3),
+    wire.Ask("m", 3),
 ]
 TOPICS = ["round", "model", "c/c000/ack", "c/c000/up", "c/c000/state", "c/c000/ask", "c/c000/need", "c//up", "x", ""]
 
