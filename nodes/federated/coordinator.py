@@ -94,6 +94,7 @@ class Coordinator(Machine):
         else:
             self._resume(kept, job, now)
         self._idle_since = now
+        self._voice.known = bool(self.roster.fit)
         self._voice.task = self.strategy.task()
         out.commit["job"] = self.job.kept()
         self._voice.model(self.job, now, out)
@@ -269,6 +270,7 @@ class Coordinator(Machine):
         if (kept := self.roster.hear(client, said)) is None:
             return
         out.commit[f"client/{client}"] = kept
+        self._voice.known = True
         held = self.round
         if held is None:
             self._idle(now, out)

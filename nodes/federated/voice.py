@@ -33,6 +33,8 @@ class Voice:
         self.down = 0
         self._said = 0
         self._due: int | None = None
+        self.known = False
+        """Whether there is anybody who hears."""
         self._broadcast: Broadcast | None = None
         self._digest = ""
 
@@ -79,7 +81,8 @@ class Voice:
         if small:
             self._broadcast = None
         elif self._broadcast is None or self._digest != job.digest:
-            self._broadcast = Broadcast(offer(job.data, self.chunk), job.data, now, push=PUSH)
+            push = PUSH if self.known else 0
+            self._broadcast = Broadcast(offer(job.data, self.chunk), job.data, now, push=push)
             self._digest = job.digest
         manifest = wire.Manifest(
             job=self.rules.job,

@@ -40,12 +40,14 @@ def test_the_same_model_comes_of_chunks() -> None:
     assert site.model == MODEL
     seen = topics(site)
     assert "up" not in seen
-    models = 4  # the one that it began with and three more: each said once, however many clients there are,
-    assert seen["blob/"] == (models + 1) * 3  # but for the first, which was said when nobody was there yet
+    models = 4  # the one that it began with and three more: each said once, however many clients there are
+    assert seen["blob/"] == models * 3
     assert seen["offer"] == 9
     assert seen["blob"] == 9 * 4
     assert all(len(say.payload) < 700 for _, say in site.heard)
-    assert site.rows[0]["seconds"] == pytest.approx(1.04, abs=0.01)  # no more ways there and back than without
+    assert site.rows[0]["seconds"] < 1.3  # the first model was asked for
+    for row in site.rows[1:]:  # no more ways there and back than without
+        assert row["seconds"] == pytest.approx(1.04, abs=0.01)
 
 
 def test_one_who_joins_later_asks_for_what_it_lacks() -> None:
