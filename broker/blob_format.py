@@ -36,9 +36,9 @@ _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
 
 class BlobError(BusError):
-    """This blob cannot be taken: ``reason`` is a short stable word.
+    """This blob cannot be had or taken: ``reason`` is a short stable word.
 
-    :param reason: ``bad-offer``, ``too-big``, ``no-room``, ``damaged`` or ``refused``.
+    :param reason: ``bad-offer``, ``too-big``, ``no-room``, ``damaged``, ``absent`` or, by the far end, ``refused``.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -233,6 +233,16 @@ class Held:
         if index == self.edge:
             self._advance()
         return True
+
+    def in_chunks(self, old: Offer, new: Offer) -> Held:
+        """The same bytes in chunks of another size: those that are there from end to end."""
+        out = Held(new.count)
+        for index in range(new.count):
+            first = index * new.chunk
+            last = first + max(new.length(index), 1) - 1
+            if all(i in self for i in range(first // old.chunk, last // old.chunk + 1)):
+                out.add(index)
+        return out
 
     def clear(self) -> None:
         """None is there any more."""
