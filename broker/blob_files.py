@@ -6,7 +6,7 @@ import mmap
 import os
 import threading
 from pathlib import Path
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from broker.blob_format import CHUNK, Buffer, Held, Offer
 from broker.blob_hold import Hold
@@ -83,6 +83,8 @@ class Partial(Hold):
     Shared by all who receive the same offer, in any thread.
     """
 
+    blocking: ClassVar[bool] = True
+
     def __init__(self, store: Keeper, offer: Offer, name: str, held: Held, *, whole: bool) -> None:
         super().__init__(offer, held)
         self.whole = whole
@@ -133,7 +135,7 @@ class Partial(Hold):
             return False
 
     def close(self) -> None:
-        """One user less. What has arrived stays for the next :meth:`BlobStore.partial`, unless it is evicted."""
+        """One user less: call it as often as it was given. What has arrived stays for the next time, unless it is evicted."""
         with self._lock:
             if self._store.left(self):
                 self._closed = True

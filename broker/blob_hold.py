@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from broker.blob_format import BlobError, Buffer, Held, Offer
 
@@ -19,6 +20,9 @@ class Hold(ABC):
     :ivar held: which chunks are there.
     :ivar whole: all of them, and the digest is that of the offer.
     """
+
+    blocking: ClassVar[bool] = False
+    """Whether writing waits for a disk: then not in an event loop."""
 
     def __init__(self, offer: Offer, held: Held) -> None:
         self.offer = offer
@@ -42,6 +46,9 @@ class Hold(ABC):
 
         :raises NoRoomError: it could not be made durable now.
         """
+
+    def close(self) -> None:
+        """It is not used any more. Idempotent."""
 
     @abstractmethod
     def _piece(self, index: int) -> Buffer:
