@@ -143,12 +143,6 @@ class Partial(Hold):
                     os.close(fd)
                 self._fds = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def _piece(self, index: int) -> Buffer:
         file, _ = self._files()
         return os.pread(file, self.offer.length(index), index * self.offer.chunk)
