@@ -90,6 +90,7 @@ class Coordinator(Machine):
             self.job = Job(life, life, now, model, state=self.strategy.snapshot())
             self.job.adopt(model, shared, wire.pack_model(model, shared), digest(model))
             out.commit["model"] = self.job.kept_model()
+            self.desk.begin(kept, life)
         else:
             self._resume(kept, job, now)
         self._idle_since = now
@@ -192,12 +193,10 @@ class Coordinator(Machine):
     def _resume(self, kept: Mapping[str, Any], job: Mapping[str, Any], now: int) -> None:
         self.job = Job.of(job, kept["model"], self.wanted, now)
         self._undo()
-        for key, value in kept.items():
-            match key.split("/"):
-                case ["client", name]:
-                    self.roster.load({name: value})
-                case ["answer" | "update" | "quarantine", *_]:
-                    self.desk.resume(key, value, self.job.run)
+        self.desk.begin(kept, self.job.run)
+        for key in list(kept):
+            if key.startswith("client/"):
+                self.roster.load(key.removeprefix("client/"), kept[key])
         if (saved := kept.get("round")) is not None:
             held = self.round = Round.of(saved)
             held.waiting = {
@@ -333,7 +332,7 @@ class Coordinator(Machine):
 
     def _aggregate(self, held: Round, out: Answer) -> None:
         taken = self.desk.chosen(held.counted, self.job)
-        act = partial(merge, self.strategy, self.job.model, taken, self.wanted, self.compressor, self.evaluate)
+        act = partial(merge, self.strategy, self.job.model, taken, self.desk.form, self.desk.recall, self.evaluate)
         out.work = Work("aggregate", act)
 
     def _undo(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from broker.blobs import BlobError
@@ -22,6 +22,10 @@ QUARANTINE_BYTES = 1 << 20
 """A refused update larger than this is kept as its first bytes."""
 OUT_OF_STEP = frozenset({"not-asked", "unknown-client", "future"})
 """Reasons that say nothing against an update; it is not kept."""
+
+
+SHELVE = 256 * 1024
+"""Bytes of an update above which it is not kept in memory once it is committed."""
 
 
 class Settled(NamedTuple):
@@ -47,22 +51,31 @@ class Desk:
 
     def __init__(self, rules: Rules, form: Form, roster: Roster, voice: Voice, holds: Holds) -> None:
         self.rules, self.form, self.roster = rules, form, roster
+        self.kept: Mapping[str, Any] = {}
+        """What was committed last."""
         self.taken: dict[tuple[str, int], Taken] = {}
         self.answers: dict[str, int] = {}
         self.up = 0
+        self._run = 0
         self._voice = voice
         self._uploads = Uploads(wire.room(form.wanted), holds)
         self._quarantine: list[str] = []
 
-    def resume(self, key: str, value: Any, run: int) -> None:
-        """One of the things that were committed here."""
+    def begin(self, kept: Mapping[str, Any], run: int) -> None:
+        """Begin, or go on with what was committed."""
+        self.kept, self._run = kept, run
+        for key in list(kept):
+            if key.startswith(("answer/", "update/", "quarantine/")):
+                self._resume(key, run)
+
+    def _resume(self, key: str, run: int) -> None:
         kind, *_, client = key.split("/")
         match kind:
             case "answer":
-                self.answers[client] = value
+                self.answers[client] = self.kept[key]
             case "update":
-                update = read(value, client, self.rules.job, run)
-                self.taken[client, update.round] = update
+                update = read(self.kept[key], client, self.rules.job, run)
+                self.taken[client, update.round] = self._lean(update)
             case "quarantine":
                 self._quarantine.append(key)
 
@@ -94,9 +107,9 @@ class Desk:
             examine(update, job.bases[number][0], self.form, self.rules.limits, job.largest)
         except RefusedError as error:
             return self._refuse(client, number, error, payload, job, now, out)
-        self.taken[client, number] = update
+        self.taken[client, number] = self._lean(update)
         self.answers[client] = number
-        out.commit[f"update/{number}/{client}"] = update.payload
+        out.commit[update.key] = update.payload
         out.commit[f"answer/{client}"] = number
         self._voice.ack(job, client, number, wire.TAKEN, out)
         return Settled(client, number, "")
@@ -178,6 +191,13 @@ class Desk:
         """Uploads that have come to a halt."""
         for client, said in self._uploads.due(now):
             self._have(client, said, out)
+
+    def _lean(self, update: Taken) -> Taken:
+        return update.shelved() if len(update.payload) > SHELVE else update
+
+    def recall(self, update: Taken) -> Taken:
+        """A shelved update with its arrays; called in the thread that aggregates, after it was committed."""
+        return read(self.kept[update.key], update.client, self.rules.job, self._run)
 
     # -- what is used -----------------------------------------------------------------------------------------------
 

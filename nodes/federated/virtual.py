@@ -7,7 +7,7 @@ else. Time jumps from event to event; the same seed gives the same run.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -68,6 +68,22 @@ class Peer:
     linked: bool = True
     over: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Disk(Mapping[str, Any]):
+    """What a peer has committed last."""
+
+    def __init__(self, kept: dict[str, bytes]) -> None:
+        self._kept = kept
+
+    def __getitem__(self, key: str) -> Any:
+        return _decode(self._kept[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
 
 class World:
@@ -153,9 +169,8 @@ class World:
                 self._wild.setdefault((len(parts), parts[0]), []).append((parts, peer))
             else:
                 self._exact.setdefault(pattern, []).append(peer)
-        kept = {key: _decode(value) for key, value in peer.disk.items()}
         life = peer.life
-        self._apply(peer, machine.start(kept, self.now))
+        self._apply(peer, machine.start(_Disk(peer.disk), self.now))
         if peer.life == life:
             self._catch_up(peer, machine)
 

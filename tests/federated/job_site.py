@@ -161,6 +161,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self.commits: list[dict[str, Any]] = []
+        self.leads: list[Coordinator] = []
         self.world = World(self.seed, lambda peer, say: self.heard.append((peer.name, say)), self._witness)
         self.trainers: dict[str, list[Softmax]] = {}
         self.lead = self.world.add("lead", self.coordinator, link=self.link, took=self.took, fault=self.fault)
@@ -171,7 +172,7 @@ class Site:
             self.commits.append(dict(commit))
 
     def coordinator(self) -> Coordinator:
-        return Coordinator(
+        lead = Coordinator(
             self.rules,
             self.strategy(),
             Softmax().weights(),
@@ -179,6 +180,8 @@ class Site:
             evaluate=self.evaluate,
             **self.sizes,
         )
+        self.leads.append(lead)
+        return lead
 
     def client(self, k: int) -> Peer:
         examples = self.data[k]

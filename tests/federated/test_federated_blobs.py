@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from job_site import PLAN, Deaths, Site, name, parts
+from job_site import PLAN, Deaths, Mean, Site, name, parts
 
-from nodes.federated import wire
+from nodes.federated import desk, wire
 from nodes.federated.rules import Rules
 from nodes.federated.virtual import Fault, Link
 
@@ -132,3 +135,31 @@ def test_what_is_not_what_was_offered_is_refused_in_the_end() -> None:
             site.world.after(0.1 + k, site.world.inject, "c/c002/blob", chunk)
     assert site.run()
     assert [row["status"] for row in site.rows] == ["aborted"]
+
+
+@pytest.mark.parametrize("sums", [True, False])
+@pytest.mark.parametrize("deaths", [(), range(5, 2000, 17)])
+def test_updates_that_are_not_kept_in_memory_give_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, sums: bool, deaths: range | tuple[int, ...]
+) -> None:
+    class Likewise(Mean):
+        """Says that it looks at each update once, or that it does not."""
+
+    Likewise.sums = sums
+    monkeypatch.setattr(desk, "SHELVE", 0)
+    site = Site(RULES, DATA, strategy=Likewise, fault=Deaths(deaths))
+    looked: list[int] = []
+    monkeypatch.setattr(desk.Desk, "recall", _counted(desk.Desk.recall, looked))
+    assert site.run()
+    assert site.model == MODEL
+    lead = site.leads[-1]
+    assert all(not update.payload for update in lead.desk.taken.values())
+    assert len(looked) == 9 if not deaths else len(looked) >= 9  # each read once, and again where it died over it
+
+
+def _counted(function: Callable[..., Any], counts: list[int]) -> Callable[..., Any]:
+    def counting(*given: Any) -> Any:
+        counts.append(1)
+        return function(*given)
+
+    return counting
