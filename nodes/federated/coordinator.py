@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from broker.blobs import Memory
 from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
 from nodes.federated.desk import Desk, Settled
@@ -22,7 +21,7 @@ from nodes.federated.machine import Answer, Machine, Work
 from nodes.federated.roster import Roster
 from nodes.federated.rounds import AGGREGATING, COLLECTING, Evaluate, Merged, Round, means, merge, row
 from nodes.federated.rules import Rules, ns
-from nodes.federated.uploads import Holds
+from nodes.federated.uploads import Place
 from nodes.federated.voice import Voice
 from nodes.federated.weights import Weights, digest, shapes
 from nodes.strategies._strategy import Strategy
@@ -37,7 +36,7 @@ class Coordinator(Machine):
     :param evaluate: on held-out examples, if there are some; called in the thread that aggregates.
     :param strategy: used only there.
     :param inline: bytes of a model that still travels in one message; ``chunk``: of a larger one's pieces.
-    :param holds: where large updates grow.
+    :param place: where large updates grow; None: in memory.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Coordinator(Machine):
         evaluate: Evaluate | None = None,
         inline: int = wire.INLINE,
         chunk: int = wire.CHUNK,
-        holds: Holds = Memory,
+        place: Place | None = None,
     ) -> None:
         self.rules, self.strategy, self.compressor, self.evaluate = rules, strategy, compressor, evaluate
         self.wanted = shapes(model)
@@ -62,7 +61,7 @@ class Coordinator(Machine):
         """Messages that were none."""
         self._voice = Voice(rules, self.wanted, self.quorum, inline, chunk)
         form = Form(self.wanted, strategy.extras(self.wanted), compressor)
-        self.desk = Desk(rules, form, self.roster, self._voice, holds)
+        self.desk = Desk(rules, form, self.roster, self._voice, Place() if place is None else place)
         self._idle_since = 0
         self._repeat: int | None = None
         self._silent: frozenset[str] = frozenset()

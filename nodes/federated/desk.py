@@ -13,7 +13,7 @@ from nodes.federated.machine import Answer
 from nodes.federated.roster import Roster
 from nodes.federated.rounds import COLLECTING, Round
 from nodes.federated.rules import Rules
-from nodes.federated.uploads import Holds, Uploads
+from nodes.federated.uploads import Place, Uploads
 from nodes.federated.voice import Voice
 
 QUARANTINED = 32
@@ -43,13 +43,13 @@ class Desk:
     """All updates of a job on their way in.
 
     :param voice: says the answers.
-    :param holds: where large updates grow.
+    :param place: where large updates grow.
     :ivar taken: (client, round) → update, committed, not yet used.
     :ivar answers: client → the last round for which an update of it was taken.
     :ivar up: bytes that came since it was set to 0.
     """
 
-    def __init__(self, rules: Rules, form: Form, roster: Roster, voice: Voice, holds: Holds) -> None:
+    def __init__(self, rules: Rules, form: Form, roster: Roster, voice: Voice, place: Place) -> None:
         self.rules, self.form, self.roster = rules, form, roster
         self.kept: Mapping[str, Any] = {}
         """What was committed last."""
@@ -58,7 +58,7 @@ class Desk:
         self.up = 0
         self._run = 0
         self._voice = voice
-        self._uploads = Uploads(wire.room(form.wanted), holds)
+        self._uploads = Uploads(wire.room(form.wanted), place)
         self._quarantine: list[str] = []
 
     def begin(self, kept: Mapping[str, Any], run: int) -> None:
@@ -92,11 +92,17 @@ class Desk:
         if what == "offer":
             return self._offered(client, payload, job, held, now, out)
         if what == "blob":
-            said, whole = self._uploads.took(client, payload, now)
+            try:
+                said, whole = self._uploads.took(client, payload, now)
+            except BlobError:
+                return None  # it is gone from the disk; the client offers it again
             self._have(client, said, out)
-            if whole is None:
-                return None
-            payload = whole
+            return None if whole is None else self._update(client, whole, job, held, now, out)
+        return self._update(client, payload, job, held, now, out)
+
+    def _update(
+        self, client: str, payload: bytes, job: Job, held: Round | None, now: int, out: Answer
+    ) -> Settled | None:
         number = job.number
         try:
             update = read(payload, client, self.rules.job, job.run)
@@ -124,13 +130,14 @@ class Desk:
             if (settled := self._known(client, parcel.round, job, held, out)) is not None:
                 return settled
             self._admit(client, parcel.round, job, held)
-            self._have(client, self._uploads.offered(client, parcel, now), out)
+            said, whole = self._uploads.offered(client, parcel, now)
+            self._have(client, said, out)
         except RefusedError as error:
             return self._refuse(client, parcel.round, error, payload, job, now, out)
         except BlobError as error:
             refused = RefusedError(error.reason, str(error))
             return self._refuse(client, parcel.round, refused, payload, job, now, out)
-        return None
+        return None if whole is None else self._update(client, whole, job, held, now, out)
 
     def _have(self, client: str, said: bytes | None, out: Answer) -> None:
         if said is not None:

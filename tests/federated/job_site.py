@@ -17,6 +17,7 @@ from nodes.federated.client import Client
 from nodes.federated.coordinator import Coordinator
 from nodes.federated.machine import Machine, Say
 from nodes.federated.rules import Rules
+from nodes.federated.uploads import Place
 from nodes.federated.virtual import Fault, Link, Peer, Took, World
 from nodes.federated.weights import Weights, fit, plus, shapes
 from nodes.federated.wire import seed_of
@@ -157,6 +158,7 @@ class Site:
     starts: dict[str, float] = field(default_factory=dict)
     heard: list[tuple[str, Say]] = field(default_factory=list)
     trainer: Callable[[], Softmax] = Softmax
+    place: Callable[[], Place] = Place
     sizes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -178,6 +180,7 @@ class Site:
             Softmax().weights(),
             compressor=self.compressor,
             evaluate=self.evaluate,
+            place=self.place(),
             **self.sizes,
         )
         self.leads.append(lead)
