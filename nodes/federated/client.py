@@ -12,8 +12,10 @@ from functools import partial
 from typing import Any
 
 from nodes.federated import wire
-from nodes.federated.local import Compressors, Memory, Trained, train
+from nodes.federated.download import Download
+from nodes.federated.local import Compressors, Trained, train
 from nodes.federated.machine import Answer, Machine, Say, Work
+from nodes.federated.post import Post
 from nodes.federated.rules import SECOND, ns
 from nodes.federated.weights import shapes
 from nodes.trainers._trainer import Examples, Trainer
@@ -32,6 +34,7 @@ class Client(Machine):
     :param count: how many that are, cheaply.
     :param compressors: makes what the calls name.
     :param pulse: seconds after which it says anew that it is here.
+    :param inline: bytes of an update that still travels in one message; ``chunk``: of a larger one's pieces.
     :param patience: seconds that a client that took part in nothing waits for a new run when it finds the job over.
     """
 
@@ -46,6 +49,8 @@ class Client(Machine):
         compressors: Compressors = lambda _: None,
         pulse: float = 60.0,
         patience: float = 60.0,
+        inline: int = wire.INLINE,
+        chunk: int = wire.CHUNK,
     ) -> None:
         self.job, self.name = job, name
         self.trainer, self.examples, self.count, self.compressors = trainer, examples, count, compressors
@@ -62,15 +67,11 @@ class Client(Machine):
         self.blocked = ""
         """Why it may not train now; empty: it may."""
         self._pulse, self._patience = ns(pulse), ns(patience)
-        self._manifest: wire.Manifest | None = None
-        self._memory = Memory({}, {})
-        self._next: Memory | None = None
-        self._sent: tuple[int, bytes] | None = None
-        self._answer = ""
-        self._queried = 0
+        self._model = Download(wire.room(self.wanted))
+        self._post = Post(name, inline, chunk)
         self._busy: wire.Call | None = None
         self._began = 0
-        self._pace = 0.0
+        self._took = 0.0
         self._skips, self._why = 0, ""
         self._said: wire.Presence | None = None
         self._said_at = 0
@@ -81,7 +82,7 @@ class Client(Machine):
     # -- the contract -----------------------------------------------------------------------------------------------
 
     def filters(self) -> tuple[str, ...]:
-        return ("model", "round", f"c/{self.name}/ack")
+        return ("model", "round", "blob/+", *(f"c/{self.name}/{what}" for what in ("ack", "have", "state")))
 
     def will(self) -> Say:
         return Say(f"c/{self.name}/state", wire.say(wire.Presence(here=False)), retain=True)
@@ -90,10 +91,8 @@ class Client(Machine):
         out = Answer()
         if (job := kept.get("job")) is not None:
             self.run, self.epoch, self.trained = job
-        self._memory = Memory.of(kept.get("memory"))
-        if (sent := kept.get("sent")) is not None:
-            self._sent = (sent["round"], sent["payload"])
-            self._next = None if sent["memory"] is None else Memory.of(sent["memory"])
+        self._post.resume(kept)
+        if self._post.open:
             self._say_update(out, now)
         self._present(now, out, always=True)
         return out
@@ -107,8 +106,16 @@ class Client(Machine):
                 self._heard_call(wire.hear(wire.Call, payload), now, out)
             elif topic == "model":
                 self._heard_model(wire.hear(wire.Manifest, payload), now, out)
+            elif topic.startswith("blob/"):
+                if self._model.took(payload, now):
+                    self._go(now, out)
+                self._need(now, out)
             elif topic == f"c/{self.name}/ack":
                 self._heard_ack(wire.hear(wire.Ack, payload), now, out)
+            elif topic == f"c/{self.name}/state":
+                self._heard_state(payload, now)
+            elif topic == f"c/{self.name}/have":
+                self._post.have(payload, now, out)
         except PayloadError:
             self.garbage += 1
         return out
@@ -122,7 +129,7 @@ class Client(Machine):
             self.trained = call.round
             self._commit_job(out)
             if isinstance(result, Trained):
-                self._pace = (now - self._began) / SECOND
+                self._took = (now - self._began) / SECOND
                 self._made(call, result, now, out)
             else:
                 self._give_up(call, f"{type(result).__name__}: {result}"[:200], now, out)
@@ -133,14 +140,19 @@ class Client(Machine):
         out = Answer()
         if not self.outcome:
             self._present(now, out, always=True)
-            if self._sent is not None and not self._answer:
+            self._post.linked(now)
+            if self._post.open:
                 self._say_update(out, now)
+            self._model.linked(now)
+            self._need(now, out)
         return out
 
     def wake(self) -> int | None:
         if self.outcome:
             return None
-        times = [self._said_at + self._pulse, self._again, self._ends]
+        times = [self._said_at + self._pulse, self._again, self._ends, self._post.wake()]
+        if self._wanting:
+            times.append(self._model.wake())
         return min(time for time in times if time is not None)
 
     def tick(self, now: int) -> Answer:
@@ -154,6 +166,8 @@ class Client(Machine):
             self._present(now, out, always=True)
         if self._again is not None and now >= self._again:
             self._remind(now, out)
+        self._post.chunks(now, out)
+        self._need(now, out)
         return out
 
     # -- what the node says -----------------------------------------------------------------------------------------
@@ -185,12 +199,10 @@ class Client(Machine):
             if self.run and epoch == self.epoch:
                 return False
             self.run, self.epoch, self.trained = run, epoch, 0
-            self.call = self._sent = self._next = None
-            if self._manifest is not None and self._manifest.run != run:
-                self._manifest = None
-            self._memory, self._answer, self._skips = Memory({}, {}), "", 0
+            self.call, self._skips = None, 0
+            self._model.follow(run)
+            self._post.forget(out)
             self._commit_job(out)
-            out.commit.update({"sent": None, "memory": None})
         elif epoch > self.epoch:
             self.epoch = epoch  # committed with the next thing that is: an older one is stopped by its own hearing
         return True
@@ -214,34 +226,35 @@ class Client(Machine):
         if call.phase == wire.OVER:
             self.outcome, out.over = call.why or "over", True
             return
-        unheard = self._sent is not None and not self._answer
-        if unheard and call.epoch > before and (call.open or call.round == self._number):
+        if self._post.open and call.epoch > before and (call.open or call.round == self._post.number):
             self._say_update(out, now)  # the coordinator was away: it may not have heard it, and has little time left
         self._go(now, out)
 
     def _heard_model(self, manifest: wire.Manifest, now: int, out: Answer) -> None:
         if manifest.job != self.job:
             self.garbage += 1
-        elif self.run == manifest.run and manifest.epoch >= self.epoch:
-            self._manifest = manifest
+        elif manifest.epoch >= self.epoch and (self.run == manifest.run or manifest.epoch > self.epoch):
+            self._model.heard(manifest, now)  # it may be of a run whose call comes next
             self._go(now, out)
-        elif manifest.epoch > self.epoch:
-            self._manifest = manifest  # of a run whose call comes next
+            self._need(now, out)
+
+    def _heard_state(self, payload: bytes, now: int) -> None:
+        """What is said of us: if it is that we are gone, by an earlier connection's will, we say otherwise, a little later."""
+        if not payload or not wire.hear(wire.Presence, payload).here:
+            self._said_at = min(self._said_at, now + SECOND - self._pulse)
 
     def _heard_ack(self, ack: wire.Ack, now: int, out: Answer) -> None:
-        if ack.run != self.run or ack.epoch < self.epoch or self._sent is None or ack.round != self._sent[0]:
+        if ack.run != self.run or ack.epoch < self.epoch:
             return
-        if self._answer == ack.status:
+        if ack.reason == "unknown-client":  # it did not hear that we are here; the update is said again in a while
+            self._present(now, out, always=True)
             return
-        self._answer, self._again = ack.status, None
+        if not self._post.heard(ack):
+            return
+        self._again = None
         if ack.status == wire.REFUSED:
             self.refused = [*self.refused, ack][-8:]
         self._go(now, out)
-
-    @property
-    def _number(self) -> int:
-        """The round of the update that was made last and is still of interest; 0: none."""
-        return 0 if self._sent is None else self._sent[0]
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -259,13 +272,17 @@ class Client(Machine):
         if self._busy is not None or call is None or not self._asked(call) or self.blocked:
             return
         if self.count() == 0:
+            self._present(now, out)
             return
-        if not self._settle(call, now, out):
+        if not self._post.settled(call, out):
+            if not call.open and self._post.ask(out):
+                self._wait(now, first=True)
             return
-        manifest = self._manifest
-        if manifest is None or manifest.digest != call.base:
+        data = self._model.data(call.base)
+        if data is None:
             if self._again is None:
                 self._wait(now, first=True)  # it may be a moment behind its call
+            self._need(now, out)
             return
         self._again = None
         self._busy, self._began = call, now
@@ -273,46 +290,20 @@ class Client(Machine):
             train,
             call,
             self.name,
-            manifest.data,
+            data,
             self.wanted,
             self.trainer,
             self.examples,
             self.compressors,
-            self._memory,
+            self._post.memory,
             now,
         )
         out.work = Work("fit", act)
 
-    def _settle(self, call: wire.Call, now: int, out: Answer) -> bool:
-        """Decide which memory counts before training again; False: the coordinator has to be asked first."""
-        if self._sent is None:
-            return True
-        number = self._sent[0]
-        if call.open and not self._answer:
-            return False  # it is still wanted, and said again until it is answered
-        if self._next is not None:
-            if number not in call.aborted and not self._answer:
-                if self._queried != number:
-                    self._queried = number
-                    self._say(out, "need", wire.say(wire.Need(answer=number)))
-                    self._wait(now, first=True)
-                return False
-            if self._answer == wire.TAKEN and number not in call.aborted:
-                self._memory = self._next
-                out.commit["memory"] = self._memory.kept()
-        self._sent = self._next = None
-        self._answer = ""
-        self._again = None
-        out.commit["sent"] = None
-        return True
-
     def _made(self, call: wire.Call, result: Trained, now: int, out: Answer) -> None:
         if self.call is not None and self.call.round > call.round and not self.call.open:
             return  # too late, and nobody waits for it
-        memory = result.memory if result.memory or self._memory else None
-        self._sent, self._next, self._answer = (call.round, result.payload), memory, ""
-        kept = None if memory is None else memory.kept()
-        out.commit["sent"] = {"round": call.round, "payload": result.payload, "memory": kept}
+        self._post.put(call.round, result, out)
         self._say_update(out, now)
 
     def _give_up(self, call: wire.Call, why: str, now: int, out: Answer) -> None:
@@ -325,10 +316,18 @@ class Client(Machine):
     def _say(self, out: Answer, topic: str, payload: bytes, *, retain: bool = False) -> None:
         out.say.append(Say(f"c/{self.name}/{topic}", payload, retain))
 
+    @property
+    def _wanting(self) -> bool:
+        """Whether chunks of the model are to be asked for: of those that are sent unasked it takes what comes."""
+        return self._asked(self.call) and self._busy is None and not self.blocked
+
+    def _need(self, now: int, out: Answer) -> None:
+        if self._wanting and (said := self._model.needs(now)) is not None:
+            self._say(out, "need", said)
+
     def _say_update(self, out: Answer, now: int) -> None:
-        if self._sent is not None:
-            self._say(out, "up", self._sent[1])
-            self._wait(now, first=True)
+        self._post.say(self.run, now, out)
+        self._wait(now, first=True)
 
     def _wait(self, now: int, *, first: bool = False) -> None:
         self._pause = _FIRST if first else min(self._pause * 2, _LAST)
@@ -338,15 +337,14 @@ class Client(Machine):
         """Something was not answered: say it again, with growing pauses."""
         call = self.call
         self._again = None
-        if self._sent is not None and not self._answer:
-            if call is None or call.round <= self._sent[0] or call.open:
-                self._say(out, "up", self._sent[1])
-            elif self._next is not None:
-                self._say(out, "need", wire.say(wire.Need(answer=self._sent[0])))
-            else:
+        if self._post.open:
+            if call is None or call.round <= self._post.number or call.open:
+                self._post.say(self.run, now, out)
+            elif not self._post.ask(out, again=True):
                 return
-        elif call is not None and self._asked(call) and self._busy is None and not self.blocked:
-            self._say(out, "need", wire.say(wire.Need(model=call.base)))
+        elif call is not None and self._wanting:
+            if self._model.lacks(call.base):  # its chunks are asked for in their own time
+                self._say(out, "ask", wire.say(wire.Ask(model=call.base)))
         else:
             return
         self._wait(now)
@@ -355,7 +353,7 @@ class Client(Machine):
         samples = 0 if self.blocked else self.count()
         why = self.blocked or self._why
         said = wire.Presence(
-            here=True, form=self.form, samples=samples, pace=round(self._pace, 3), skips=self._skips, why=why
+            here=True, form=self.form, samples=samples, pace=round(self._took, 3), skips=self._skips, why=why
         )
         if (
             always

@@ -10,6 +10,9 @@ import numpy as np
 
 from nodes.federated.wire import Presence
 
+MOST = 100_000
+"""Clients that a job may have; whoever comes then is passed over."""
+
 
 class Roster:
     """The clients of a job as they last said.
@@ -23,14 +26,15 @@ class Roster:
         self.fit: set[str] = set()
         """Those that can be asked."""
 
-    def load(self, kept: dict[str, Any]) -> None:
-        """Client → what :meth:`hear` gave for it, as it was committed."""
-        for name, value in kept.items():
-            self.hear(name, msgspec.convert(value, Presence))
+    def load(self, name: str, kept: Any) -> None:
+        """What :meth:`hear` gave for a client, as it was committed."""
+        self.hear(name, msgspec.convert(kept, Presence))
 
     def hear(self, name: str, said: Presence) -> Any:
         """A client said how it is; what is to be committed, or None where that changes nothing."""
         before = self.members.get(name)
+        if before is None and len(self.members) >= MOST:
+            return None
         self.members[name] = said
         if said.here and said.form == self.form and said.samples > 0:
             self.fit.add(name)

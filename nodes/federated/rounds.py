@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nodes.compressors._compressor import Compressor
-from nodes.federated.intake import Taken, client_update
-from nodes.federated.rules import Rules, ns
-from nodes.federated.weights import Shape, Weights, digest, fit
+from nodes.federated.intake import Form, Recall, Taken, client_updates
+from nodes.federated.rules import SECOND, Rules, ns
+from nodes.federated.weights import Weights, digest, fit
 from nodes.federated.wire import pack_model
 from nodes.strategies._strategy import Strategy
 
@@ -110,8 +109,8 @@ def merge(
     strategy: Strategy,
     model: Weights,
     taken: Sequence[tuple[Taken, int]],
-    wanted: tuple[Shape, ...],
-    compressor: Compressor | None,
+    form: Form,
+    recall: Recall,
     evaluate: Evaluate | None,
 ) -> Merged:
     """The next model; the same bytes from the same updates.
@@ -119,9 +118,9 @@ def merge(
     :param taken: the updates with their staleness, at least one, in client order.
     :raises UnfitError: what came out is no model.
     """
-    updates = [client_update(update, compressor, wanted, staleness) for update, staleness in taken]
+    updates = client_updates(taken, form, recall, one_by_one=strategy.sums)
     new = strategy.aggregate(model, updates)
-    fit(new, wanted)
+    fit(new, form.wanted)
     shared = strategy.shared()
     metrics = {} if evaluate is None else {name: float(value) for name, value in evaluate(new).items()}
     return Merged(new, shared, digest(new), pack_model(new, shared), strategy.snapshot(), strategy.task(), metrics)
@@ -130,10 +129,47 @@ def merge(
 def means(taken: Sequence[Taken]) -> dict[str, float]:
     """The clients' metrics, weighted by samples: ``local_`` before those of the model that they received, on their own data."""
     out: dict[str, float] = {}
-    for name in sorted({name for update in taken for name in update.metrics}):
-        having = [update for update in taken if name in update.metrics]
+    for name in ("accuracy", "loss", "train_loss", "steps"):  # others would make columns of whatever somebody sends
+        if not (having := [update for update in taken if name in update.metrics]):
+            continue
         total = math.fsum(update.samples * update.metrics[name] for update in having)
         out[name if name in {"train_loss", "steps"} else f"local_{name}"] = total / sum(
             update.samples for update in having
         )
     return out
+
+
+METRICS = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss")
+"""Columns that every row has, NaN where a round has none."""
+
+
+def row(
+    held: Round,
+    status: str,
+    why: str,
+    version: int,
+    metrics: Mapping[str, float],
+    used: Sequence[Taken],
+    here: int,
+    now: int,
+) -> dict[str, Any]:
+    """What a round was, for people and curves.
+
+    :param status: ``committed``, ``aborted`` or ``rejected``.
+    :param used: the updates in it.
+    :param here: clients that are asked when all are.
+    """
+    return {
+        "round": held.number,
+        "status": status,
+        "why": why,
+        "version": version,
+        **dict.fromkeys(METRICS, math.nan),
+        **metrics,
+        "clients": len(used),
+        "asked": len(held.asked) or here,
+        "samples": sum(update.samples for update in used),
+        "refused": len(held.refused),
+        "stale": held.stale,
+        "seconds": (now - held.began) / SECOND,
+    }

@@ -7,7 +7,7 @@ else. Time jumps from event to event; the same seed gives the same run.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -51,6 +51,7 @@ class Peer:
     :param took: seconds that a work takes it.
     :param fault: asked at each point (``commit``: before one, ``committed``, ``said``) whether it dies there, with the keys or
         the topic: the seconds until it is back, or None.
+    :param machine: while it lives.
     :param disk: what it committed.
     :param life: grows at each birth and death; what belongs to another life is not delivered.
     """
@@ -67,6 +68,22 @@ class Peer:
     linked: bool = True
     over: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Disk(Mapping[str, Any]):
+    """What a peer has committed last."""
+
+    def __init__(self, kept: dict[str, bytes]) -> None:
+        self._kept = kept
+
+    def __getitem__(self, key: str) -> Any:
+        return _decode(self._kept[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
 
 class World:
@@ -89,7 +106,7 @@ class World:
         self.delivered = 0
         self._tap, self._witness = tap, witness
         self._exact: dict[str, list[Peer]] = {}
-        self._wild: list[tuple[list[str], Peer]] = []
+        self._wild: dict[tuple[int, str], list[tuple[list[str], Peer]]] = {}
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = self._ticks = self._ticked = 0
         self._random = np.random.default_rng(seed)
@@ -148,12 +165,12 @@ class World:
         machine = peer.machine = peer.make()
         for pattern in machine.filters():
             if "+" in pattern:
-                self._wild.append((pattern.split("/"), peer))
+                parts = pattern.split("/")
+                self._wild.setdefault((len(parts), parts[0]), []).append((parts, peer))
             else:
                 self._exact.setdefault(pattern, []).append(peer)
-        kept = {key: _decode(value) for key, value in peer.disk.items()}
         life = peer.life
-        self._apply(peer, machine.start(kept, self.now))
+        self._apply(peer, machine.start(_Disk(peer.disk), self.now))
         if peer.life == life:
             self._catch_up(peer, machine)
 
@@ -190,7 +207,8 @@ class World:
             self._publish(peer, last)
 
     def _unsubscribe(self, peer: Peer) -> None:
-        self._wild = [(parts, other) for parts, other in self._wild if other is not peer]
+        for key, those in self._wild.items():
+            self._wild[key] = [(parts, other) for parts, other in those if other is not peer]
         for others in self._exact.values():
             if peer in others:
                 others.remove(peer)
@@ -294,11 +312,10 @@ class World:
         lag = link.delay + (link.jitter * self._draw() if link.jitter else 0.0)
         for peer in self._exact.get(topic, ()):
             self._send(peer, topic, payload, lag)
-        if self._wild:
-            parts = topic.split("/")
-            for pattern, peer in self._wild:
-                if _matches(pattern, parts):
-                    self._send(peer, topic, payload, lag)
+        parts = topic.split("/")
+        for pattern, peer in self._wild.get((len(parts), parts[0]), ()):
+            if _matches(pattern, parts):
+                self._send(peer, topic, payload, lag)
 
     def _send(self, peer: Peer, topic: str, payload: bytes, lag: float = 0.0) -> None:
         link = peer.link

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,15 @@ from nodes.federated.client import Client
 from nodes.federated.coordinator import Coordinator
 from nodes.federated.machine import Machine, Say
 from nodes.federated.rules import Rules
+from nodes.federated.uploads import Place
 from nodes.federated.virtual import Fault, Link, Peer, Took, World
 from nodes.federated.weights import Weights, fit, plus, shapes
 from nodes.federated.wire import seed_of
 from nodes.strategies._strategy import ClientUpdate, Strategy, mean
 from nodes.trainers._trainer import Examples, Fit, Fitted, Trainer
+from schemas.messages import Update
 
-FEATURES, CLASSES = 6, 3
+FEATURES, CLASSES = 40, 3
 
 
 class Softmax(Trainer):
@@ -89,7 +91,7 @@ class Mean(Strategy):
 def parts(clients: int, rows: int = 24, seed: int = 0) -> list[Examples]:
     """Three noisy clusters; each client sees one of them twice as often as the others."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(CLASSES, FEATURES)) * 2
+    centres = rng.normal(size=(CLASSES, FEATURES)) / 3
     out = []
     for k in range(clients):
         n = rows + k % 5
@@ -126,6 +128,19 @@ def plain_loop(data: list[Examples], rounds: int, plan: dict[str, Any] = PLAN, s
     return out
 
 
+class Deaths:
+    """Dies at the points of those numbers, counted from 0, and is back after so many seconds."""
+
+    def __init__(self, at: Iterable[int] = (), back: float = 0.5) -> None:
+        self.at, self.back, self.points = set(at), back, 0
+        self.where: list[str] = []
+
+    def __call__(self, point: str, what: str) -> float | None:
+        self.points += 1
+        self.where.append(f"{point} {what}")
+        return self.back if self.points - 1 in self.at else None
+
+
 @dataclass
 class Site:
     """A job on a virtual bus: ``lead`` and its clients."""
@@ -143,9 +158,12 @@ class Site:
     starts: dict[str, float] = field(default_factory=dict)
     heard: list[tuple[str, Say]] = field(default_factory=list)
     trainer: Callable[[], Softmax] = Softmax
+    place: Callable[[], Place] = Place
+    sizes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.commits: list[dict[str, Any]] = []
+        self.leads: list[Coordinator] = []
         self.world = World(self.seed, lambda peer, say: self.heard.append((peer.name, say)), self._witness)
         self.trainers: dict[str, list[Softmax]] = {}
         self.lead = self.world.add("lead", self.coordinator, link=self.link, took=self.took, fault=self.fault)
@@ -156,13 +174,17 @@ class Site:
             self.commits.append(dict(commit))
 
     def coordinator(self) -> Coordinator:
-        return Coordinator(
+        lead = Coordinator(
             self.rules,
             self.strategy(),
             Softmax().weights(),
             compressor=self.compressor,
             evaluate=self.evaluate,
+            place=self.place(),
+            **self.sizes,
         )
+        self.leads.append(lead)
+        return lead
 
     def client(self, k: int) -> Peer:
         examples = self.data[k]
@@ -177,6 +199,7 @@ class Site:
                 lambda: examples,
                 lambda: len(examples),
                 compressors=lambda spec: self.compressor,
+                **self.sizes,
             )
 
         return self.world.add(
@@ -249,6 +272,23 @@ class Site:
             if (held := commit.get("round")) is not None:
                 counted = [(client, number) for client, number in held["counted"]]
         return used
+
+    def bases(self) -> dict[int, Weights]:
+        """The model that each round began with."""
+        models: dict[str, Weights] = {}
+        out = {}
+        for commit in self.commits:
+            if (made := commit.get("model")) is not None:
+                models[made["digest"]] = wire.unpack_model(made["data"], shapes(Softmax().weights()))[0]
+            if (held := commit.get("round")) is not None:
+                out[held["number"]] = models[held["base"]]
+        return out
+
+    def update(self, client: str, number: int) -> Update:
+        """An update as it was committed."""
+        key = f"update/{number}/{client}"
+        payload = next(commit[key] for commit in self.commits if commit.get(key) is not None)
+        return wire.unpack_update(payload)[1]
 
     def weights(self) -> Weights:
         return wire.unpack_model(self.model, shapes(Softmax().weights()))[0]

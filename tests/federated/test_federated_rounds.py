@@ -193,6 +193,19 @@ def test_one_who_comes_back_keeps_its_place() -> None:
     assert site.rows[0]["seconds"] == pytest.approx(6.0, abs=0.2)
 
 
+def test_a_will_that_comes_after_its_client_is_back_is_contradicted() -> None:
+    site = Site(rules(rounds=1), parts(4), took=slow(c000=5.0))
+    site.world.run(seconds=0.1)
+    gone = site.clients[3].machine
+    assert gone is not None
+    will = gone.will()
+    assert will is not None
+    site.world.after(0.2, lambda: site.world.inject(will.topic, will.payload, retain=True))
+    assert site.run()
+    assert [row["clients"] for row in site.rows] == [4]
+    assert wire.hear(wire.Presence, site.world.retained[will.topic]).here
+
+
 def test_cut_links_cost_time_and_nothing_else() -> None:
     site = Site(rules(rounds=4), parts(4))
     for k, at in ((0, 0.5), (1, 1.5), (2, 2.0)):
@@ -251,11 +264,11 @@ def accuracy(site_data: list[Examples]) -> Any:
 
 def test_it_ends_at_the_target() -> None:
     data = parts(4)
-    site = Site(rules(rounds=200, target=("loss", 0.2)), data, evaluate=accuracy(data))
+    site = Site(rules(rounds=200, target=("loss", 0.5)), data, evaluate=accuracy(data))
     assert site.run()
     assert outcome(site) == "target"
     losses = [row["loss"] for row in site.rows]
-    assert losses[-1] <= 0.2 < losses[-2]
+    assert losses[-1] <= 0.5 < losses[-2]
 
 
 def test_it_ends_when_nothing_gets_better() -> None:
@@ -306,6 +319,52 @@ def test_a_strategy_that_fails_aborts_its_round_only() -> None:
     assert [row["status"] for row in site.rows] == ["committed", "aborted", "committed", "committed"]
     assert "singular" in site.rows[1]["why"]
     audit(site)
+
+
+class Counting(Mean):
+    """A strategy with a state, which it has changed already when it fails."""
+
+    failing = {2}
+
+    def __init__(self) -> None:
+        self.n = self.tries = 0
+
+    def aggregate(self, model: Weights, updates: Any) -> Weights:
+        self.n += 1
+        self.tries += 1
+        if self.tries in self.failing:
+            raise ArithmeticError("singular")
+        return super().aggregate(model, updates)
+
+    def snapshot(self) -> Any:
+        return {"n": self.n}
+
+    def restore(self, state: Any) -> None:
+        self.n = state["n"]
+
+
+@pytest.mark.parametrize("how", ["fails", "rejected", "killed"])
+def test_a_strategy_forgets_what_came_to_nothing(how: str) -> None:
+    quality = iter([0.5, 0.1, 0.7, 0.8])
+    strategies: list[Counting] = []
+
+    def strategy() -> Counting:
+        strategies.append(Counting())
+        strategies[-1].failing = {2} if how == "fails" else set()
+        return strategies[-1]
+
+    site = Site(
+        rules(rounds=3, tolerance=0.2),
+        parts(4),
+        strategy=strategy,
+        evaluate=(lambda weights: {"accuracy": next(quality)}) if how == "rejected" else None,
+    )
+    if how == "killed":
+        site.world.after(1.5, site.world.kill, site.lead)
+        site.world.after(2.0, site.world.begin, site.lead)
+    assert site.run()
+    assert msgspec.msgpack.decode(site.lead.disk["model"])["strategy"] == {"n": 3}
+    assert strategies[-1].n == 3
 
 
 def test_clients_tell_how_the_model_does_on_their_own_data() -> None:
