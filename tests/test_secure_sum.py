@@ -16,7 +16,20 @@ from nodes.privacy.keys import Pair, Signer
 from nodes.privacy.masks import Masks, commitment, pair_mask, self_mask
 from nodes.privacy.secure_client import _ClientState
 from nodes.privacy.secure_sum import Client, SecureSumError, Server, Terms, degree_for
-from nodes.privacy.secure_terms import Inbox, Key, Reveal, Roster, Shares, Signed, Survivors, pack, say, unpack
+from nodes.privacy.secure_terms import (
+    Agreement,
+    Agreements,
+    Inbox,
+    Key,
+    Reveal,
+    Roster,
+    Shares,
+    Signed,
+    Survivors,
+    pack,
+    say,
+    unpack,
+)
 from schemas.errors import ConfigError
 from schemas.messages import Array
 
@@ -70,8 +83,16 @@ class Round:
         self.seen.append(self.survivors)
 
     def reveal(self, names: Iterable[str]) -> None:
-        for name in names:
-            self.seen.append(self.clients[name].reveal(self.survivors))
+        left = list(names)
+        agreements = b""
+        if self.terms.agreed:
+            for name in self.server.alive:
+                self.seen.append(self.clients[name].agree(self.survivors))
+                self.server.agree(self.seen[-1])
+            agreements = self.server.agreements()
+            self.seen.append(agreements)
+        for name in left:
+            self.seen.append(self.clients[name].reveal(self.survivors, agreements))
             self.server.reveal(self.seen[-1])
 
     def run(self, gone: tuple[int, int, int, int] = (0, 0, 0, 0)) -> None:
@@ -113,6 +134,8 @@ def refused(reason: str, act: Callable[..., Any], *args: Any) -> None:
         ((0, 0, 0, 3), {}),
         ((1, 1, 1, 1), {"threshold": 0.5}),
         ((0, 0, 3, 0), {"signed": False}),
+        ((0, 0, 3, 0), {"agreed": True}),
+        ((1, 1, 1, 1), {"agreed": True, "threshold": 0.5}),
         ((0, 0, 1, 0), {"n": 3, "threshold": 0.5, "least": 2}),
     ],
     ids=str,
@@ -212,7 +235,7 @@ class TestTooFew:
         made.run((0, 0, 0, 10))
         roster = unpack(unpack(made.roster, Signed).body, Roster).digest
         for count in (1, 2, 6):
-            small = say(Survivors(roster, made.names[:count]), made.signer)
+            small = say(Survivors(roster, made.names, made.names[:count]), made.signer)
             refused("few", made.clients[made.names[0]].reveal, small)
 
 
@@ -226,7 +249,7 @@ class TestMalice:
         roster = unpack(unpack(made.roster, Signed).body, Roster).digest
         first = asked.reveal(made.survivors)
         assert first == asked.reveal(made.survivors)  # the same question has the same answer
-        without = say(Survivors(roster, made.names[:9]), made.signer)
+        without = say(Survivors(roster, made.names, made.names[:9]), made.signer)
         refused("both", lambda: asked.reveal(without))
         given = unpack(first, Reveal)
         assert victim in given.self_masks
@@ -241,7 +264,7 @@ class TestMalice:
         made.run((0, 0, 0, 10))
         victim, others = made.names[9], made.names[:9]
         roster = unpack(unpack(made.roster, Signed).body, Roster).digest
-        lists = [say(Survivors(roster, names), made.signer) for names in (made.names, others)]
+        lists = [say(Survivors(roster, made.names, names), made.signer) for names in (made.names, others)]
         own, mask = [], []
         for i, name in enumerate(others):
             given = unpack(made.clients[name].reveal(lists[i % 2]), Reveal)
@@ -249,6 +272,50 @@ class TestMalice:
             mask += [name] if victim in given.mask_keys else []
         assert len(own) + len(mask) == 9
         assert min(len(own), len(mask)) < made.terms.needed(10)
+
+    def test_nothing_is_revealed_before_enough_have_signed_the_same_list(self) -> None:
+        made = Round(10, agreed=True)
+        made.keys(made.names)
+        made.share(made.names)
+        made.mask(made.names)
+        one = made.clients[made.names[0]]
+        signed = {}
+        for name in made.names:
+            payload = made.clients[name].agree(made.survivors)
+            made.server.agree(payload)
+            signed[name] = unpack(payload, Agreement).signature
+
+        def offer(signatures: dict[str, bytes]) -> bytes:
+            return one.reveal(made.survivors, say(Agreements(signatures), made.signer))
+
+        refused("garbled", one.reveal, made.survivors)
+        refused("few", offer, dict(list(signed.items())[:6]))
+        refused("signature", offer, {**signed, made.names[1]: signed[made.names[2]]})
+        refused("unknown", offer, {**signed, "nobody": signed[made.names[2]]})
+        forged = pack(Agreement(made.names[1], signed[made.names[2]]))
+        refused("signature", made.server.agree, forged)
+        refused("unknown", made.server.agree, pack(Agreement("nobody", b"")))
+        # who signed one list signs, and reveals by, no other; so no two lists get enough signatures
+        roster = unpack(unpack(made.roster, Signed).body, Roster).digest
+        other = say(Survivors(roster, made.names, made.names[:9]), made.signer)
+        refused("both", one.agree, other)
+        refused("both", one.reveal, other, made.server.agreements())
+        assert made.server.waiting == made.names
+        made.reveal(made.names)
+        made.right(made.names)
+        with pytest.raises(ConfigError, match="keys of their own"):
+            made.client(made.names[0], devices=None)
+
+    def test_a_client_that_was_shown_fewer_sharers_reveals_nothing(self) -> None:
+        """A coordinator that hides some from one client, so that its masks are with few, meets its refusal afterwards."""
+        made = Round(10)
+        made.keys(made.names)
+        made.share(made.names)
+        name = made.names[0]
+        inbox = unpack(unpack(made.inboxes[name], Signed).body, Inbox)
+        made.inboxes[name] = say(Inbox(name, inbox.roster, dict(list(inbox.boxes.items())[:6])), made.signer)
+        made.mask(made.names)
+        refused("changed", made.clients[name].reveal, made.survivors)
 
     def test_other_rosters_are_refused(self) -> None:
         made = Round(10)
@@ -347,7 +414,7 @@ class TestMalice:
     def test_what_comes_too_early_or_out_of_place(self) -> None:
         made = Round(5)
         client = made.clients[made.names[0]]
-        nobody = say(Survivors(bytes(32), made.names), made.signer)
+        nobody = say(Survivors(bytes(32), made.names, made.names), made.signer)
         refused("early", lambda: client.reveal(nobody))
         refused(
             "early",
@@ -358,7 +425,7 @@ class TestMalice:
         made.keys(made.names)
         client.share(made.roster)
         roster = unpack(unpack(made.roster, Signed).body, Roster).digest
-        refused("early", lambda: client.reveal(say(Survivors(roster, made.names), made.signer)))
+        refused("early", lambda: client.reveal(say(Survivors(roster, made.names, made.names), made.signer)))
         refused("changed", lambda: client.reveal(nobody))
         newcomer = Signer()
         made.server = Server(

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import msgspec
 
 from nodes.privacy import shares
-from nodes.privacy.keys import Pair, SealError, Signer, lock, seed, unlock
+from nodes.privacy.keys import Pair, SealError, Signer, lock, seed, unlock, verify
 from nodes.privacy.masks import Masks, commitment, pair_mask, self_mask
 from nodes.privacy.secure_terms import (
+    Agreement,
+    Agreements,
     Graph,
     Inbox,
     Key,
@@ -24,6 +26,7 @@ from nodes.privacy.secure_terms import (
     hear,
     pack,
 )
+from schemas.errors import ConfigError
 from schemas.messages import Array
 
 
@@ -47,7 +50,7 @@ class Client:
     :param coordinator: the coordinator's public key; None: what it says is believed without a signature.
     :param devices: public keys of the devices that may take part; None: the coordinator is believed about them.
     :param least: fewest clients that it takes part with, whatever the terms say.
-    :raises ConfigError: the terms keep nothing secret.
+    :raises ConfigError: the terms keep nothing secret, or want signatures that cannot be made or looked at.
     """
 
     def __init__(
@@ -62,6 +65,10 @@ class Client:
         kept: bytes = b"",
     ) -> None:
         terms.check()
+        if terms.agreed and (signer is None or devices is None):
+            raise ConfigError(
+                "clients that agree on who survived need keys of their own, and to know those of the others"
+            )
         self.name = name
         self.terms = terms
         self.clipped = 0
@@ -154,28 +161,34 @@ class Client:
         seen, asked = hashlib.sha256(written.tobytes()).digest(), hashlib.sha256(pack(inbox)).digest()
         if state.inbox and (state.inbox, state.values) != (asked, seen):
             raise SecureSumError("changed", "other numbers, or other neighbours, under the same masks")
-        holders = Graph(roster, self.terms.degree).holders(self.name)
-        known = {key.client: key for key in roster.keys}
         if not state.inbox:
-            if inbox.client != self.name or not set(inbox.boxes) <= set(holders) - {self.name}:
-                raise SecureSumError("unknown", "boxes of others than our neighbours")
-            if len(inbox.boxes) + 1 < max(self.terms.needed(len(holders)), min(self._least, len(holders))):
-                raise SecureSumError("few", f"{len(inbox.boxes)} of {len(holders) - 1} neighbours sent their shares")
-            state.held = {self.name: state.own_shares}
-            for peer, box in sorted(inbox.boxes.items()):
-                try:
-                    both = unlock(self._box_key(known[peer].channel, peer, self.name, inbox.roster), box, inbox.roster)
-                except SealError as error:
-                    raise SecureSumError("signature", f"the shares of {peer}: {error}") from error
-                if len(both) != 2 * shares.SIZE:
-                    raise SecureSumError("garbled", f"the shares of {peer} have {len(both)} bytes")
-                state.held[peer] = both[: shares.SIZE], both[shares.SIZE :]
+            state.held = self._opened(inbox, roster)
         state.inbox, state.values = asked, seen
+        known = {key.client: key for key in roster.keys}
         masks = Masks(len(written))
         masks.add(self_mask(state.own, self._context), written, 1)
         for peer in inbox.boxes:
             masks.add(pair_mask(self._mask, known[peer].mask, self._context), written, 1 if self.name < peer else -1)
         return written
+
+    def _opened(self, inbox: Inbox, roster: Roster) -> dict[str, tuple[bytes, bytes]]:
+        """The shares of both secrets of each neighbour that sent its own, and of us."""
+        holders = Graph(roster, self.terms.degree).holders(self.name)
+        known = {key.client: key for key in roster.keys}
+        if inbox.client != self.name or not set(inbox.boxes) <= set(holders) - {self.name}:
+            raise SecureSumError("unknown", "boxes of others than our neighbours")
+        if len(inbox.boxes) + 1 < max(self.terms.needed(len(holders)), min(self._least, len(holders))):
+            raise SecureSumError("few", f"{len(inbox.boxes)} of {len(holders) - 1} neighbours sent their shares")
+        held = {self.name: self._state.own_shares}
+        for peer, box in sorted(inbox.boxes.items()):
+            try:
+                both = unlock(self._box_key(known[peer].channel, peer, self.name, inbox.roster), box, inbox.roster)
+            except SealError as error:
+                raise SecureSumError("signature", f"the shares of {peer}: {error}") from error
+            if len(both) != 2 * shares.SIZE:
+                raise SecureSumError("garbled", f"the shares of {peer} have {len(both)} bytes")
+            held[peer] = both[: shares.SIZE], both[shares.SIZE :]
+        return held
 
     def _round(self, digest: bytes) -> Roster:
         roster = self._state.roster
@@ -185,27 +198,59 @@ class Client:
             raise SecureSumError("changed", "of another roster")
         return roster
 
-    def reveal(self, payload: bytes) -> bytes:
-        """Take the list of those whose numbers arrived; for each whose shares it holds, one of the two: never both.
+    def agree(self, payload: bytes) -> bytes:
+        """Take the list of those whose numbers arrived, and sign it (where the terms say ``agreed``).
 
-        :raises SecureSumError: a second list, one that is too short, or without us.
+        :raises SecureSumError: as :meth:`reveal`.
         """
+        asked = self._survivors(payload)
+        assert self._signer is not None  # noqa: S101 - looked at in the beginning
+        return pack(Agreement(self.name, self._signer.sign("secure-sum agreement", asked.digest)))
+
+    def reveal(self, payload: bytes, agreements: bytes = b"") -> bytes:
+        """For each whose shares it holds, one of the two, by the list of those whose numbers arrived: never both.
+
+        :param payload: that list.
+        :param agreements: where the terms say ``agreed``: who signed it.
+        :raises SecureSumError: a second list, one that is too short, or without us, or that too few have signed.
+        """
+        asked = self._survivors(payload)
+        if self.terms.agreed:
+            self._enough_agree(asked, hear(agreements, Agreements, self._coordinator))
+        alive, held = set(asked.alive), self._state.held
+        own = {peer: both[0] for peer, both in held.items() if peer in alive}
+        gone = {peer: both[1] for peer, both in held.items() if peer not in alive}
+        return pack(Reveal(self.name, asked.roster, own, gone))
+
+    def _survivors(self, payload: bytes) -> Survivors:
         asked = hear(payload, Survivors, self._coordinator)
         state = self._state
         roster = self._round(asked.roster)
         if not state.inbox:
             raise SecureSumError("early", "asked for shares before there was anything to unmask")
-        seen = hashlib.sha256(pack(asked)).digest()
-        if state.survivors and state.survivors != seen:
+        if state.survivors and state.survivors != asked.digest:
             raise SecureSumError(
                 "both", "another list of survivors: with the shares of both, an update would be laid open"
             )
-        alive, names = set(asked.alive), roster.names()
-        if asked.alive != sorted(alive) or not alive <= set(names) or self.name not in alive:
-            raise SecureSumError("unknown", "a list of survivors without us, or with others than those of the roster")
+        alive, shared, names = set(asked.alive), set(asked.shared), roster.names()
+        if asked.alive != sorted(alive) or not alive <= shared or not shared <= set(names) or self.name not in alive:
+            raise SecureSumError("unknown", "a list of survivors without us, or with others than those who shared")
+        if set(state.held) != shared & set(Graph(roster, self.terms.degree).holders(self.name)):
+            raise SecureSumError("changed", "others have shared than those whose shares we were sent")
         if len(alive) < max(self._least, self.terms.needed(len(names))):
             raise SecureSumError("few", f"{len(alive)} of {len(names)} survived; their sum is not given away")
-        state.survivors = seen
-        own = {peer: both[0] for peer, both in state.held.items() if peer in alive}
-        gone = {peer: both[1] for peer, both in state.held.items() if peer not in alive}
-        return pack(Reveal(self.name, asked.roster, own, gone))
+        state.survivors = asked.digest
+        return asked
+
+    def _enough_agree(self, asked: Survivors, given: Agreements) -> None:
+        assert self._devices is not None  # noqa: S101 - looked at in the beginning
+        names = self._round(asked.roster).names()
+        for name, signature in given.signatures.items():
+            if name not in asked.alive or name not in self._devices:
+                raise SecureSumError("unknown", f"{name} has no part in this sum")
+            try:
+                verify(self._devices[name], "secure-sum agreement", asked.digest, signature)
+            except SealError as error:
+                raise SecureSumError("signature", f"{name}: {error}") from error
+        if len(given.signatures) < (needed := self.terms.needed(len(names))):
+            raise SecureSumError("few", f"{len(given.signatures)} have signed this list; {needed} are needed")

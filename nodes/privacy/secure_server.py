@@ -9,9 +9,11 @@ import msgspec
 import numpy as np
 
 from nodes.privacy import shares
-from nodes.privacy.keys import Pair, Signer
+from nodes.privacy.keys import Pair, SealError, Signer, verify
 from nodes.privacy.masks import Masks, commitment, pair_mask, self_mask
 from nodes.privacy.secure_terms import (
+    Agreement,
+    Agreements,
     Graph,
     Inbox,
     Key,
@@ -39,6 +41,8 @@ class _ServerState(msgspec.Struct):
     arrived: list[str] = []
     sum: bytes = b""
     alive: list[str] = []
+    agreed: dict[str, bytes] = {}
+    asked: bytes = b""
     reveals: dict[str, Reveal] = {}
 
 
@@ -83,6 +87,8 @@ class Server:
     def waiting(self) -> list[str]:
         """Of whom the next message is still missing, by name; in the phase of keys: nobody, as anybody may come."""
         state = self._state
+        if state.alive and self.terms.agreed and not state.asked:
+            return [name for name in state.alive if name not in state.agreed]
         if state.alive:
             return [name for name in state.alive if name not in state.reveals]
         if state.boxed:
@@ -211,7 +217,36 @@ class Server:
             self._enough(len(state.arrived), "sent their numbers")
             state.alive = sorted(state.arrived)
         assert state.roster is not None  # noqa: S101 - numbers have arrived
-        return say(Survivors(state.roster.digest, state.alive), self._signer)
+        return say(Survivors(state.roster.digest, state.boxed, state.alive), self._signer)
+
+    def agree(self, payload: bytes) -> str:
+        """A client's signature of the list; answers who it is. Only where the terms say ``agreed``.
+
+        :raises SecureSumError: ``unknown``, ``signature``, ``changed``.
+        """
+        got = unpack(payload, Agreement)
+        state = self._state
+        if state.roster is None or got.client not in state.alive or (self._devices or {}).get(got.client) is None:
+            raise SecureSumError("unknown", f"{got.client} takes no part in this")
+        lists = Survivors(state.roster.digest, state.boxed, state.alive)
+        try:
+            verify((self._devices or {})[got.client], "secure-sum agreement", lists.digest, got.signature)
+        except SealError as error:
+            raise SecureSumError("signature", f"{got.client}: {error}") from error
+        if not state.asked:
+            state.agreed[got.client] = got.signature
+        return got.client
+
+    def agreements(self) -> bytes:
+        """Close this phase: the signatures, for every survivor.
+
+        :raises SecureSumError: ``few``.
+        """
+        state = self._state
+        if not state.asked:
+            self._enough(len(state.agreed), "signed the list of survivors")
+            state.asked = say(Agreements(dict(sorted(state.agreed.items()))), self._signer)
+        return state.asked
 
     def reveal(self, payload: bytes) -> str:
         """Shares that a client gave back; answers who it is.

@@ -14,11 +14,13 @@ phase      client                                coordinator
 keys       ``keys()``                            ``key(payload)`` each; ``roster()``
 shares     ``share(roster)``                     ``share(payload)`` each; ``inboxes()``
 masked     ``mask(inbox, values, samples)``      ``masked(client, vector)``; ``survivors()``
-unmask     ``reveal(survivors)``                 ``reveal(payload)`` each; ``total()``
+(agree)    ``agree(survivors)``                  ``agree(payload)`` each; ``agreements()``
+unmask     ``reveal(survivors, agreements)``     ``reveal(payload)`` each; ``total()``
 =========  ====================================  ==========================================
 
-Commit ``snapshot()`` before sending what a call answered: the same question is then answered the same after a crash, and another
-one in its place is refused. After the last phase of a round throw the snapshot away.
+The phase in brackets is there only where the terms say ``agreed``. Commit ``snapshot()`` before sending what a call answered: the
+same question is then answered the same after a crash, and another one in its place is refused. After the last phase of a round
+throw the snapshot away.
 """
 
 from __future__ import annotations

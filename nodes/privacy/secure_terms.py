@@ -37,6 +37,8 @@ class Terms(msgspec.Struct, frozen=True):
     :param least: fewest clients whose sum may be known.
     :param threshold: a secret is given back by more than this part of those who hold its shares; [0.5, 1).
     :param degree: neighbours of a client (SecAgg+); 0: all others.
+    :param agreed: clients sign the list of survivors and see that enough others have signed the same one before they reveal
+        anything (the consistency check of Bonawitz et al.): one phase more, against a coordinator that lies.
     """
 
     job: str
@@ -49,6 +51,7 @@ class Terms(msgspec.Struct, frozen=True):
     least: int = 3
     threshold: float = 2 / 3
     degree: int = 0
+    agreed: bool = False
 
     def check(self) -> None:
         """Whether these terms keep anything secret.
@@ -126,10 +129,29 @@ class Inbox(msgspec.Struct, frozen=True):
 
 
 class Survivors(msgspec.Struct, frozen=True):
-    """Whose numbers are in the sum."""
+    """Whose numbers are in the sum, of those who shared their secrets (so that others masked with them)."""
 
     roster: bytes
+    shared: list[str]
     alive: list[str]
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that stand for these lists: what clients sign who agree."""
+        return hashlib.sha256(msgspec.msgpack.encode(self)).digest()
+
+
+class Agreement(msgspec.Struct, frozen=True):
+    """A client's signature of the lists that it was sent."""
+
+    client: str
+    signature: bytes
+
+
+class Agreements(msgspec.Struct, frozen=True):
+    """All signatures of one pair of lists, by client."""
+
+    signatures: dict[str, bytes]
 
 
 class Reveal(msgspec.Struct, frozen=True):
