@@ -160,7 +160,7 @@ class Gatherer:
 
     def _fitted(self, data: Array, spec: Spec, what: str) -> Array:
         """As :func:`fitted`; what is to be scaled counts as real numbers."""
-        if self._scaling is not None and data.dtype.kind == "u" and (spec.dtype.kind == "f" or spec.quantisation):
+        if self._scaling is not None and data.dtype.kind == "u" and spec.real:
             return _shaped(data, spec, what)
         return fitted(data, spec, what)
 
@@ -212,12 +212,10 @@ def fitted(data: Array, spec: Spec, what: str) -> Array:
     :raises UnfitError: it does not fit.
     """
     data = _shaped(data, spec, what)
-    if data.dtype == spec.dtype or (
-        data.dtype.kind == "f" and (spec.dtype.kind == "f" or spec.quantisation is not None)
-    ):
+    if data.dtype == spec.dtype or (data.dtype.kind == "f" and spec.real):
         return data
     expected = spec.dtype.name if spec.quantisation is None else f"{spec.dtype.name} or floats"
-    hint = "; scale it in preprocess" if spec.dtype.kind == "f" or spec.quantisation is not None else ""
+    hint = "; scale it in preprocess" if spec.real else ""
     raise UnfitError("bad-dtype", f"{what} of {data.dtype.name}; the model takes {expected}{hint}")
 
 

@@ -106,7 +106,7 @@ class Config(Options):
             problems.extend(
                 Problem(("scale",), f"the model's input {spec} takes no real numbers")
                 for spec in signature.inputs
-                if spec.dtype.kind != "f" and spec.quantisation is None
+                if not spec.real
             )
         if problems:
             raise ConfigError(*problems)
@@ -137,7 +137,7 @@ class Config(Options):
             wanted *= n
         if wanted != len(fields):
             return [Problem(("fields",), f"{len(fields)} fields, but the model's input {spec} takes {wanted}")]
-        if spec.dtype.kind != "f" and spec.quantisation is None:
+        if not spec.real:
             return [Problem(("fields",), f"the model's input {spec} takes no real numbers")]
         return []
 

@@ -8,6 +8,7 @@ declared size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -43,11 +44,8 @@ MAX_DIMENSIONS = 8
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """What a column of times can hold; msgpack's integers reach to 2**64 - 1."""
 
-_DTYPES = {
-    code: np.dtype(code)
-    for code in ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
-}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_CODES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
+"""What travels, as numpy's ``dtype.str`` has it."""
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -184,16 +182,20 @@ WireMessage: TypeAlias = (
 # -- arrays ---------------------------------------------------------------------------------------------------------
 
 
+_dtype = cache(lambda code: np.dtype(code))
+_code = cache(lambda dtype: dtype.str)
+
+
 def to_tensor(array: Array) -> Tensor:
     """Wire form of an array; big-endian or strided ones are copied, all others are not.
 
     :raises TypeError: the dtype (object, complex, text) does not travel.
     """
-    code = _CODES.get(array.dtype)
-    if code is None:
+    code = _code(array.dtype)
+    if code not in _CODES:
         little = array.dtype.newbyteorder("<")
-        code = _CODES.get(little)
-        if code is None:
+        code = little.str
+        if code not in _CODES:
             raise TypeError(f"an array of dtype {array.dtype} does not travel")
         array = array.astype(little)
     if not array.flags.c_contiguous:
@@ -206,9 +208,9 @@ def from_tensor(tensor: Tensor) -> Array:
 
     :raises PayloadError: dtype unknown, shape negative or not fitting the bytes.
     """
-    dtype = _DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise PayloadError("bad-tensor", f"dtype {tensor.dtype[:16]!r} is not one of {', '.join(_DTYPES)}")
+    if tensor.dtype not in _CODES:
+        raise PayloadError("bad-tensor", f"dtype {tensor.dtype[:16]!r} is not one of {', '.join(_CODES)}")
+    dtype = _dtype(tensor.dtype)
     shape = tensor.shape
     if len(shape) > MAX_DIMENSIONS:
         raise PayloadError("bad-tensor", f"{len(shape)} dimensions, at most {MAX_DIMENSIONS}")

@@ -451,13 +451,13 @@ def test_bytes_are_scaled_at_the_model_as_by_a_step(kind: str) -> None:
 
 def test_every_byte_has_its_place_in_a_quantised_input() -> None:
     """By a table of 256, whatever the scale: the same as real numbers, quantised one by one."""
-    spec = Spec("x", (256,), np.dtype(np.int8), Quantisation(0.02, 7))
+    spec = Spec("x", (256,), "int8", Quantisation(0.02, 7))
     values = np.arange(256, dtype=np.uint8)
     for scaling in (Scaling(1 / 255), Scaling(1 / 50, -1), Scaling(0.02, 7)):
         table, bad = Gatherer(Signature((spec,), (), None), (), (), scaling).fit(values[None], spec)
         assert not bad.any()
         np.testing.assert_array_equal(table[0], quantise(scaling.real(values), spec))
-    camera = Spec("x", (256,), np.dtype(np.int8), Quantisation(1 / 255, -128))
+    camera = Spec("x", (256,), "int8", Quantisation(1 / 255, -128))
     table, _ = Gatherer(Signature((camera,), (), None), (), (), Scaling(1 / 255)).fit(values[None], camera)
     np.testing.assert_array_equal(table[0], np.arange(-128, 128))
 
