@@ -2,8 +2,8 @@
 
 Such a module has, beside the docstring, ``Config(Options)``, ``EXTRA`` where it needs one, and
 ``def build(config: Config, context: Context) -> Trainer``. The config describes the model; how it is trained in a round comes
-from the coordinator (:class:`Fit`). Heavy imports are inside functions. A trainer reads its model file in
-``open`` and does no other I/O.
+from the coordinator (:class:`Fit`). Heavy imports are inside functions. A trainer does no I/O but reading its model file in
+``open``.
 """
 
 from __future__ import annotations

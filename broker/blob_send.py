@@ -1,0 +1,299 @@
+"""The sending halves of :mod:`broker.blobs`: to one receiver, and to many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import TypeAlias
+
+from broker.blob_format import Ack, Buffer, Chunk, Held, Need, NotAMessageError, Offer
+from broker.blob_pace import Pace, Steady
+
+Source: TypeAlias = Callable[[int, int], Buffer]
+"""Where a sender reads: (offset, size) → that many bytes."""
+LATER = 3
+"""A chunk is lost when so many that were sent after it have arrived."""
+_REMEMBERED = 8192  # chunks whose sending a broadcast remembers
+_ASKS = 64  # chunks of one Need
+
+
+def _reader(source: Buffer | Source, wanted: Offer) -> Source:
+    if callable(source):
+        return source
+    view = memoryview(source).cast("B")
+    if view.nbytes != wanted.size:
+        raise ValueError(f"{view.nbytes} bytes for an offer of {wanted.size}")
+    return lambda at, size: view[at : at + size]
+
+
+class Sender:
+    """What both kinds of senders have.
+
+    :ivar sent: chunks given out so far, repeats included.
+    """
+
+    def __init__(self, offer: Offer, source: Buffer | Source, now: int, pace: Pace | None) -> None:
+        self.offer = offer
+        self.pace = Pace() if pace is None else pace
+        self.sent = 0
+        self._read = _reader(source, offer)
+        self._clock = Steady(now)
+
+    def _chunk(self, index: int) -> bytes:
+        self.sent += 1
+        data = memoryview(self._read(index * self.offer.chunk, self.offer.length(index)))
+        return Chunk(self.offer.digest, index, data).encode()
+
+
+class Outgoing(Sender):
+    """A blob on its way to one receiver.
+
+    Nothing is sent before the receiver was heard, unless ``eager``: it may have some of it already. Until then who carries this
+    repeats the offer.
+
+    :param source: the bytes, or who reads them. What it raises comes out of :meth:`send`.
+    :param pace: of the way there, where earlier blobs took it.
+    :ivar done: the receiver has it, verified.
+    :ivar refused: why the receiver does not want it; empty: it does.
+    :ivar begun: the receiver was heard.
+    """
+
+    def __init__(
+        self, offer: Offer, source: Buffer | Source, now: int, *, pace: Pace | None = None, eager: bool = False
+    ) -> None:
+        super().__init__(offer, source, now, pace)
+        self.done = False
+        self.refused = ""
+        self.begun = eager
+        self._held = Held(offer.count)
+        self._life = self._seq = -1
+        self._flight: dict[int, tuple[int, int, bool]] = {}  # index → when, the how manieth sending, a repeat; in order
+        self._again: list[int] = []  # a heap
+        self._next = 0  # all before it were sent, or need not be
+        self._newest = 0  # last sending that is known to have arrived
+        self._cut = 0  # the window was halved at this sending
+        self._moved = now  # when the receiver got on, or was taken to be away
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to be done."""
+        return self.done or bool(self.refused)
+
+    @property
+    def acknowledged(self) -> int:
+        """Chunks that the receiver has."""
+        return self.offer.count if self.done else self._held.total
+
+    def heard(self, payload: Buffer | Ack, now: int) -> bool:
+        """The receiver said something: perhaps late, repeated, out of order, or garbage. Never raises.
+
+        :returns: whether it was about this blob.
+        """
+        now = self._clock(now)
+        try:
+            ack = payload if isinstance(payload, Ack) else Ack.decode(payload)
+        except NotAMessageError:
+            return False
+        if ack.digest != self.offer.digest or ack.upto > self.offer.count:
+            return False
+        if ack.life == self._life and ack.seq <= self._seq:
+            return True  # overtaken by a later one
+        self.begun = True
+        if ack.whole or ack.refused:
+            self.done, self.refused = self.done or ack.whole, "" if ack.whole else ack.refused
+            self._flight.clear()
+            return True
+        if ack.life != self._life:  # another incarnation, which has what it says and nothing else
+            self._held.clear()
+            self._again.clear()
+            self._next, self._life = 0, ack.life
+        self._seq = ack.seq
+        self._learn(ack, now)
+        self.pace.heard()
+        if ack.ask:
+            usual = self.pace.usual
+            self._lose([i for i, (at, _, _) in self._flight.items() if now - at >= usual])
+        return True
+
+    def send(self, now: int, most: int = 64) -> list[bytes]:
+        """Chunks to be published now, encoded: as many as the window leaves room for, and at most ``most``."""
+        now = self._clock(now)
+        out: list[bytes] = []
+        if self.over or not self.begun:
+            return out
+        self._expire(now)
+        flight = self._flight
+        while len(flight) < self.pace.window and len(out) < most:
+            index = self._pick(now)
+            if index is None:
+                break
+            try:
+                out.append(self._chunk(index[0]))
+            except BaseException:
+                heappush(self._again, index[0])
+                raise
+            flight[index[0]] = now, self.sent, index[1]
+        return out
+
+    def wake(self) -> int | None:
+        """When :meth:`send` has something, if nothing is heard until then; None: it has nothing."""
+        if self.over or not self.begun:
+            return None
+        if self._flight or self._held.full:
+            return self._clock.outside(self._moved_or_sent() + self.pace.timeout)
+        return self._clock.outside(self._moved)
+
+    def linked(self, now: int) -> None:
+        """The link was lost and is there again: what was under way is taken for lost, and time begins anew."""
+        now = self._clock(now)
+        self._lose(list(self._flight))
+        self._moved = now
+        self.pace.heard()
+
+    def _moved_or_sent(self) -> int:
+        first = next(iter(self._flight.values()), None)
+        return self._moved if first is None else max(self._moved, first[0])
+
+    def _learn(self, ack: Ack, now: int) -> None:
+        held, before = self._held, self._held.total
+        for index in range(held.edge, ack.upto):
+            held.add(index)
+        for byte, bits in enumerate(ack.bits):
+            while bits:
+                low = bits & -bits
+                bits ^= low
+                index = ack.upto + 8 * byte + low.bit_length() - 1
+                if index < self.offer.count:
+                    held.add(index)
+        flight = self._flight
+        arrived = [index for index in flight if index in held]
+        newest, at = self._newest, 0
+        for index in arrived:
+            when, order, repeat = flight.pop(index)
+            if not repeat and order > newest:
+                newest, at = order, when
+        if held.total > before:
+            self._moved = now
+        if newest > self._newest:
+            self._newest = newest
+            self.pace.measured(now - at)
+        gone = [index for index, (_, order, _) in flight.items() if order + LATER <= self._newest]
+        if gone:
+            if flight[gone[-1]][1] > self._cut:  # not of the window that was halved already
+                self.pace.lost()
+                self._cut = self.sent
+            self._lose(gone)
+        elif arrived:
+            self.pace.arrived(len(arrived))
+
+    def _lose(self, gone: list[int]) -> None:
+        for index in gone:
+            del self._flight[index]
+            heappush(self._again, index)
+
+    def _expire(self, now: int) -> None:
+        if self._flight and now >= self._moved_or_sent() + self.pace.timeout:
+            self._lose(list(self._flight))
+            self.pace.silent()
+            self._moved = now
+
+    def _pick(self, now: int) -> tuple[int, bool] | None:
+        """The next chunk to send, and whether it was sent before."""
+        held, flight = self._held, self._flight
+        while self._again:
+            index = heappop(self._again)
+            if index not in held and index not in flight:
+                return index, True
+        self._next = max(self._next, held.edge)
+        while self._next < self.offer.count:
+            index = self._next
+            self._next += 1
+            if index not in held and index not in flight:
+                return index, False
+        if held.full and not flight and now >= self._moved + self.pace.timeout:
+            self.pace.silent()
+            self._moved = now
+            return (
+                self.offer.count - 1,
+                True,
+            )  # it has all and does not say that it is done: that got lost, and is said again
+        return None
+
+
+class Broadcast(Sender):
+    """A blob that is published once for many receivers, whom it does not know. It is over when its carrier says so.
+
+    :param push: how many chunks are sent unasked at the beginning: receivers are there, as a rule.
+    """
+
+    def __init__(
+        self, offer: Offer, source: Buffer | Source, now: int, *, push: int = 0, pace: Pace | None = None
+    ) -> None:
+        super().__init__(offer, source, now, pace)
+        self._wanted: dict[int, None] = dict.fromkeys(range(min(push, offer.count)))
+        self._sendings: dict[
+            int, tuple[int, int]
+        ] = {}  # index → when it was sent last, the how manieth sending that was
+        self._named = 0  # last sending that a receiver named
+
+    def heard(self, payload: Buffer | Need, now: int) -> bool:
+        """A receiver said what it needs: perhaps late, repeated, or garbage. Never raises.
+
+        :returns: whether it was about this blob.
+        """
+        now = self._clock(now)
+        try:
+            need = payload if isinstance(payload, Need) else Need.decode(payload)
+        except NotAMessageError:
+            return False
+        if need.digest != self.offer.digest:
+            return False
+        when, order = self._sendings.get(need.last, (0, 0))
+        if order > self._named:
+            self._named = order
+            self.pace.measured(now - when)
+        asked = 0
+        for first, count in need.ranges:
+            for index in range(first, min(first + min(count, _ASKS), self.offer.count)):
+                if asked >= _ASKS:
+                    return True
+                asked += 1
+                if index not in self._wanted and not self._under_way(index, order, now, again=need.again):
+                    self._wanted[index] = None
+        return True
+
+    def send(self, now: int, most: int = 8) -> list[bytes]:
+        """At most ``most`` chunks to be published now, encoded. Publish them and come back, as long as there are some."""
+        now = self._clock(now)
+        out: list[bytes] = []
+        while self._wanted and len(out) < most:
+            index = next(iter(self._wanted))
+            out.append(self._chunk(index))
+            del self._wanted[index]
+            self._sendings.pop(index, None)
+            self._sendings[index] = now, self.sent
+            if len(self._sendings) > _REMEMBERED:
+                del self._sendings[next(iter(self._sendings))]
+        return out
+
+    @property
+    def waiting(self) -> bool:
+        """Whether :meth:`send` has something."""
+        return bool(self._wanted)
+
+    def linked(self, now: int) -> None:
+        """The link was lost and is there again: what was sent may not have arrived anywhere."""
+        self._clock(now)
+        self._sendings.clear()
+
+    def _under_way(self, index: int, order: int, now: int, *, again: bool) -> bool:
+        """Whether it was sent just now: later than what the receiver heard last, or, for one that waited long, within a round
+        trip.
+        """
+        sending = self._sendings.get(index)
+        if sending is None:
+            return False
+        at, which = sending
+        if again or not order:
+            return now - at < (self.pace.rtt or self.pace.usual // 8)
+        return which > order
