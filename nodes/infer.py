@@ -211,17 +211,19 @@ class Config(Options):
 def build(config: Config, context: Context) -> Operator:
     """The operator; the model is loaded when the runtime opens it."""
     from nodes.backends._backend import Scaling
-    from nodes.inference import Infer, Plan
+    from nodes.inference import Infer
+    from nodes.loaded import Plan
 
     backend, options = config.chosen_backend()
     path = context.path(config.model)
     decoder, reading = _chosen("decoder", config.decoder)
+    labels = config.read_labels(context)
     plan = Plan(
         path=path,
         name=config.name or path.stem,
         version=config.version or "",
-        backends=[backend.build(options, context, path, config.threads) for _ in range(config.parallel)],
-        decoder=decoder.build(reading, config.read_labels(context), config.top),
+        backends=lambda file: [backend.build(options, context, file, config.threads) for _ in range(config.parallel)],
+        decoder=lambda: decoder.build(reading, labels, config.top),
         fields=config.fields or (),
         keep=config.keep,
         batch=config.batch.max,
