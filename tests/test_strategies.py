@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from federated_kit import Federation, Plan, alike, perceptron, train, two_classes
 from pydantic import ValidationError
 
 from nodes import kinds
-from nodes.federated.weights import Weights, flat
+from nodes.federated.weights import UnfitError, Weights, flat, minus, shapes
+from nodes.strategies import scaffold
 from nodes.strategies._strategy import ClientUpdate, Strategy
 from schemas.messages import Array
 
@@ -74,7 +76,121 @@ def test_a_stale_update_counts_less() -> None:
     near(same, flat(strategy("fedavg").aggregate(MODEL, some)))
 
 
-EVERY: list[tuple[str, dict[str, Any]]] = [("fedavg", {})]
+def test_fedprox_is_the_average_and_tells_the_clients() -> None:
+    some = updates(5)
+    near(strategy("fedprox").aggregate(MODEL, some), flat(strategy("fedavg").aggregate(MODEL, some)))
+    assert strategy("fedprox", proximal=0.3).task() == {"proximal": 0.3}
+    assert strategy("fedavg").task() == {}
+
+
+def test_fedavgm_is_momentum_on_the_server() -> None:
+    made, model = strategy("fedavgm", rate=0.7, momentum=0.8), dict(MODEL)
+    wanted, step = flat(MODEL), np.zeros(19)
+    for number in range(5):
+        some = updates(6, number)
+        n = np.array([update.samples for update in some], np.float64)
+        step = 0.8 * step + (n @ rows(some)) / n.sum()
+        wanted = wanted + 0.7 * step
+        model = made.aggregate(model, some)
+        near(model, wanted)
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
+def test_adaptive_strategies_number_by_number(name: str) -> None:
+    """Algorithm 2 of the paper, for each number by itself."""
+    made, model = strategy(name, rate=0.1, momentum=0.6, floor=0.01, weigh="clients"), dict(MODEL)
+    wanted, d, v = flat(MODEL).tolist(), [0.0] * 19, [0.01**2] * 19
+    for number in range(5):
+        some = updates(6, number)
+        mean = rows(some).mean(0)
+        for i in range(19):
+            d[i] = 0.6 * d[i] + 0.4 * mean[i]
+            if name == "fedadagrad":
+                v[i] += d[i] ** 2
+            elif name == "fedadam":
+                v[i] = 0.99 * v[i] + 0.01 * d[i] ** 2
+            else:
+                v[i] -= 0.01 * d[i] ** 2 * (1 if v[i] > d[i] ** 2 else -1)
+            wanted[i] += 0.1 * d[i] / (v[i] ** 0.5 + 0.01)
+        model = made.aggregate(model, some)
+        near(model, np.array(wanted))
+
+
+def test_scaffold_keeps_the_mean_of_the_clients_controls() -> None:
+    """Whoever takes part: c is the mean over all clients, of whom those not yet seen have zeros."""
+    draw = np.random.default_rng(3)
+    made, model = strategy("scaffold", clients=8), dict(MODEL)
+    controls = np.zeros((8, 19))
+    for _ in range(6):
+        chosen = np.sort(draw.choice(8, 3, replace=False))
+        some = [ClientUpdate(f"c{i}", weights(draw), 10, extra=weights(draw)) for i in chosen]
+        controls[chosen] += np.stack([flat(update.extra) for update in some])
+        before = flat(model)
+        model = made.aggregate(model, some)
+        near(model, before + rows(some).mean(0))
+        near(made.shared(), controls.mean(0))
+
+
+def test_scaffold_counts_those_it_has_seen_where_nobody_says_how_many() -> None:
+    made = strategy("scaffold")
+    assert made.shared() == {}
+    extra = {name: np.ones(form, np.float32) for name, form in FORMS.items()}
+    for client in ("a", "b", "a", "c"):
+        made.aggregate(MODEL, [ClientUpdate(client, MODEL, 1, extra)])
+    near(made.shared(), np.full(19, 4 / 3))
+    assert made.extras(shapes(MODEL)) == shapes(MODEL)
+
+
+def test_scaffolds_client_by_option_two() -> None:
+    """One client by the paper's algorithm 1, written out with models where the product has deltas."""
+    data, rate = alike(5)[0], 0.1
+    x = perceptron(64, 10, seed=2)
+    c = {name: np.full_like(array, 0.01) for name, array in x.items()}
+    ci = {name: np.full_like(array, -0.02) for name, array in x.items()}
+    y, steps = train(x, data, Plan(rate=rate, correction=scaffold.correction(c, ci, x)), 1)
+    changed = scaffold.change(minus(y, x), c, steps, rate)
+    for name in x:
+        after = ci[name] - c[name] + (x[name] - y[name]) / (steps * rate)
+        np.testing.assert_allclose(scaffold.adopted(ci, changed)[name], after, atol=1e-5)
+    assert not any(array.any() for array in scaffold.change(minus(y, x), c, 0, rate).values())
+    zeros = scaffold.correction({}, {}, x)
+    assert all(array.shape == x[name].shape and not array.any() for name, array in zeros.items())
+    with pytest.raises(UnfitError):
+        scaffold.correction({"w0": np.zeros(3, np.float32)}, {}, x)
+
+
+def test_scaffold_learns_two_classes_each_in_fewer_rounds_than_fedavg() -> None:
+    begin, plan = perceptron(64, 32, 10, seed=1), Plan(epochs=2, rate=0.1)
+    rounds = {
+        name: len(Federation(strategy(name), two_classes(), begin, plan).run(80, until=0.93))
+        for name in ("fedavg", "scaffold")
+    }
+    assert rounds["scaffold"] < rounds["fedavg"] / 2
+
+
+def test_state_of_another_model_is_refused() -> None:
+    made = strategy("fedavgm")
+    made.aggregate(MODEL, updates(2))
+    other = {"w": np.zeros(2, np.float32)}
+    with pytest.raises(UnfitError):
+        made.aggregate(other, [ClientUpdate("a", other, 1)])
+    with pytest.raises(UnfitError):
+        made.restore({"step": {"w": {"dtype": "<f8", "shape": [3], "data": b"123"}}})
+
+
+EVERY: list[tuple[str, dict[str, Any]]] = [
+    ("fedavg", {}),
+    ("fedprox", {}),
+    ("fedavgm", {}),
+    ("fedadam", {}),
+    ("fedyogi", {}),
+    ("fedadagrad", {}),
+    ("scaffold", {}),
+]
+
+
+def test_every_strategy_is_in_these_tests() -> None:
+    assert {name for name, _ in EVERY} == set(kinds.names("strategy"))
 
 
 @pytest.mark.parametrize(("name", "options"), EVERY)

@@ -14,7 +14,7 @@ from typing import Any
 from nodes.federated import wire
 from nodes.federated.local import Compressors, Memory, Trained, train
 from nodes.federated.machine import Answer, Machine, Say, Work
-from nodes.federated.rules import SECOND
+from nodes.federated.rules import SECOND, ns
 from nodes.federated.weights import shapes
 from nodes.trainers._trainer import Examples, Trainer
 from schemas.errors import PayloadError
@@ -61,7 +61,7 @@ class Client(Machine):
         """Refusals, the last few, for a person to see."""
         self.blocked = ""
         """Why it may not train now; empty: it may."""
-        self._pulse, self._patience = int(pulse * SECOND), int(patience * SECOND)
+        self._pulse, self._patience = ns(pulse), ns(patience)
         self._manifest: wire.Manifest | None = None
         self._memory = Memory({}, {})
         self._next: Memory | None = None
@@ -214,11 +214,9 @@ class Client(Machine):
         if call.phase == wire.OVER:
             self.outcome, out.over = call.why or "over", True
             return
-        if call.epoch > before and self._sent is not None and not self._answer:
-            if call.open or call.round == self._sent[0]:
-                self._say_update(
-                    out, now
-                )  # the coordinator was away: it may not have heard it, and has little time left
+        unheard = self._sent is not None and not self._answer
+        if unheard and call.epoch > before and (call.open or call.round == self._number):
+            self._say_update(out, now)  # the coordinator was away: it may not have heard it, and has little time left
         self._go(now, out)
 
     def _heard_model(self, manifest: wire.Manifest, now: int, out: Answer) -> None:
@@ -239,6 +237,11 @@ class Client(Machine):
         if ack.status == wire.REFUSED:
             self.refused = [*self.refused, ack][-8:]
         self._go(now, out)
+
+    @property
+    def _number(self) -> int:
+        """The round of the update that was made last and is still of interest; 0: none."""
+        return 0 if self._sent is None else self._sent[0]
 
     # -- training ---------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from nodes.federated.intake import RefusedError, Taken, examine, read
 from nodes.federated.machine import Answer, Machine, Say, Work
 from nodes.federated.roster import Roster
 from nodes.federated.rounds import AGGREGATING, COLLECTING, Evaluate, Merged, Round, means, merge
-from nodes.federated.rules import SECOND, Rules
+from nodes.federated.rules import SECOND, Rules, ns
 from nodes.federated.weights import Weights, digest, fit, norm, shapes
 from nodes.strategies._strategy import Strategy
 from schemas.errors import PayloadError
@@ -117,7 +117,7 @@ class Coordinator(Machine):
             self._aggregate(out)
         else:
             self._say_call(out)
-            self._repeat = now + int(self._interval() * SECOND)
+            self._repeat = now + ns(self._interval())
             self._look(now, out)
         return out
 
@@ -164,11 +164,11 @@ class Coordinator(Machine):
             return None
         times = [self._model_due, self._repeat, self._time_end()]
         if (held := self.round) is None:
-            times += [self._begin_at(), self._idle_since + int(self.rules.wait * SECOND)]
+            times += [self._begin_at(), self._idle_since + ns(self.rules.wait)]
         elif held.phase == COLLECTING:
             times.append(held.deadline)
             if held.enough is not None:
-                times.append(held.enough + int(self.rules.grace * SECOND))
+                times.append(held.enough + ns(self.rules.grace))
         return min((time for time in times if time is not None), default=None)
 
     def tick(self, now: int) -> Answer:
@@ -188,7 +188,7 @@ class Coordinator(Machine):
         else:
             if self._repeat is not None and now >= self._repeat:
                 self._say_call(out)
-                self._repeat = now + int(self._interval() * SECOND)
+                self._repeat = now + ns(self._interval())
             if self.round.phase == COLLECTING:
                 self._look(now, out)
         return out
@@ -231,22 +231,22 @@ class Coordinator(Machine):
                 if self.roster.able(name, held.number) and (name, held.number) not in self.taken
             }
             # the clients could not reach it while it was away
-            held.deadline = max(held.deadline, now + int(self.rules.deadline * SECOND) // 2)
+            held.deadline = max(held.deadline, now + ns(self.rules.deadline) // 2)
 
     def _begin_at(self) -> int | None:
         """When a round may begin with the clients there are; None: not with them."""
         rules, n = self.rules, len(self.roster.fit)
         if n >= max(rules.least, rules.quorum):
-            return self._idle_since + int(rules.gather * SECOND) if self.number == 0 else self._idle_since
+            return self._idle_since + ns(rules.gather) if self.number == 0 else self._idle_since
         if self.number and n >= (1 if rules.buffer is not None else rules.quorum):
-            return self._idle_since + int(rules.grace * SECOND)
+            return self._idle_since + ns(rules.grace)
         return None
 
     def _idle(self, now: int, out: Answer) -> None:
         at = self._begin_at()
         if at is not None and now >= at:
             self._begin(now, out)
-        elif now >= self._idle_since + int(self.rules.wait * SECOND):
+        elif now >= self._idle_since + ns(self.rules.wait):
             self._over("too-few", out)
 
     def _begin(self, now: int, out: Answer) -> None:
@@ -258,12 +258,12 @@ class Coordinator(Machine):
             asked = self.roster.choose(size, rules.seed, self.number, without=self._silent)
             if len(asked) < size:  # those who kept silent in the round before have another chance
                 asked = self.roster.choose(size, rules.seed, self.number)
-        ends = now + int(rules.deadline * SECOND)
+        ends = now + ns(rules.deadline)
         self.round = Round(self.number, self._digest, now, ends, size, asked, waiting=set(asked))
         self._bases[self.number] = (self._digest, self.version)
         for old in [number for number in self._bases if number < self.number - rules.stale]:
             del self._bases[old]
-        self._repeat = now + int(self._interval() * SECOND)
+        self._repeat = now + ns(self._interval())
         self._commit_job(out)
         self._commit_round(out)
         self._say_call(out)
@@ -493,7 +493,7 @@ class Coordinator(Machine):
         return "time" if end is not None and now >= end else None
 
     def _time_end(self) -> int | None:
-        return None if self.rules.time is None or self._busy() else self._began + int(self.rules.time * SECOND)
+        return None if self.rules.time is None or self._busy() else self._began + ns(self.rules.time)
 
     def _over(self, reason: str, out: Answer) -> None:
         self.outcome = reason

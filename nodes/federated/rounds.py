@@ -9,7 +9,7 @@ from typing import Any
 
 from nodes.compressors._compressor import Compressor
 from nodes.federated.intake import Taken, client_update
-from nodes.federated.rules import SECOND, Rules
+from nodes.federated.rules import SECOND, Rules, ns
 from nodes.federated.weights import Shape, Weights, digest, fit
 from nodes.federated.wire import pack_model
 from nodes.strategies._strategy import Strategy
@@ -83,7 +83,7 @@ class Round:
             return "abort" if late else "wait"
         if self.enough is None:
             self.enough = now
-        done = late or not self.waiting or now >= self.enough + rules.grace * SECOND
+        done = late or not self.waiting or now >= self.enough + ns(rules.grace)
         return "close" if done else "wait"
 
 

@@ -8,6 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SECOND = 1_000_000_000
+
+
+def ns(seconds: float) -> int:
+    """A duration in ns. Times are never floats: those of today are 256 ns apart."""
+    return int(seconds * SECOND)
+
+
 LESS_IS_BETTER = ("loss", "error")
 """Metrics of these names, or ending so, are better when smaller."""
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from nodes.federated.machine import Answer, Machine, Say
-from nodes.federated.rules import SECOND
+from nodes.federated.rules import SECOND, ns
 
 Make: TypeAlias = Callable[[], Machine]
 Took: TypeAlias = Callable[[Machine, str], float]
@@ -85,7 +85,7 @@ class World:
         self._exact: dict[str, list[Peer]] = {}
         self._wild: list[tuple[list[str], Peer]] = []
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._number = 0
+        self._number = self._ticks = self._ticked = 0
         self._random = np.random.default_rng(seed)
         self._draws: Iterator[float] = iter(())
 
@@ -108,7 +108,7 @@ class World:
 
     def after(self, seconds: float, act: Callable[..., None], *given: Any) -> None:
         """Call ``act`` so many seconds from now."""
-        self._at(self.now + int(seconds * SECOND), act, *given)
+        self._at(self.now + ns(seconds), act, *given)
 
     def _at(self, time: int, act: Callable[..., None], *given: Any) -> None:
         self._number += 1
@@ -119,7 +119,7 @@ class World:
 
         True: it holds; without ``until``: nothing happens any more.
         """
-        end = self.now + int(seconds * SECOND)
+        end = self.now + ns(seconds)
         heap = self._heap
         while heap:
             if until is not None and until():
@@ -260,6 +260,10 @@ class World:
             peer.due = wanted
             self._at(wanted, self._tick, peer, life, wanted)
             return
+        self._ticks = self._ticks + 1 if self.now == self._ticked else 0
+        self._ticked = self.now
+        if self._ticks > 100_000:
+            raise RuntimeError(f"{peer.name} wants to be woken again and again, and does nothing")
         self._apply(peer, peer.machine.tick(self.now))
 
     # -- the bus ----------------------------------------------------------------------------------------------------

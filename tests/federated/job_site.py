@@ -145,7 +145,6 @@ class Site:
     def __post_init__(self) -> None:
         self.world = World(self.seed, tap=lambda peer, say: self.heard.append((peer.name, say)))
         self.trainers: dict[str, list[Softmax]] = {}
-        self.models: dict[int, bytes] = {}
         self.lead = self.world.add("lead", self.coordinator, link=self.link, took=self.took, fault=self.fault)
         self.clients = [self.client(k) for k in range(len(self.data))]
 
@@ -206,6 +205,13 @@ class Site:
         kept: bytes = msgspec.msgpack.decode(self.lead.disk["model"])["data"]
         return kept
 
+    def models_by_version(self) -> dict[int, Weights]:
+        """Every model that was published."""
+        from nodes.federated import wire
+
+        said = [wire.hear(wire.Manifest, say.payload) for _, say in self.heard if say.topic == "model"]
+        return {manifest.version: wire.unpack_model(manifest.data, manifest.shapes)[0] for manifest in said}
+
     def weights(self) -> Weights:
         from nodes.federated.wire import unpack_model
 
@@ -215,8 +221,8 @@ class Site:
 def audit(site: Site) -> dict[int, list[str]]:
     """Recompute every model that was published from the updates that were acknowledged; who was counted, by round.
 
-    No update is counted twice, none of a dead round, none that was not answered with ``taken``; and nobody trains twice for a round:
-    all publications of one update are the same bytes.
+    No update is counted twice, none of a dead round, none that was not answered with ``taken``; and nobody trains twice for a
+    round: all publications of one update are the same bytes.
     """
     from nodes.federated import wire
 
