@@ -63,7 +63,7 @@ class Client(Machine):
         """Why it may not train now; empty: it may."""
         self._pulse, self._patience = ns(pulse), ns(patience)
         self._manifest: wire.Manifest | None = None
-        self._memory = Memory({}, {})
+        self._memory = Memory.of(None)
         self._next: Memory | None = None
         self._sent: tuple[int, bytes] | None = None
         self._answer = ""
@@ -188,7 +188,7 @@ class Client(Machine):
             self.call = self._sent = self._next = None
             if self._manifest is not None and self._manifest.run != run:
                 self._manifest = None
-            self._memory, self._answer, self._skips = Memory({}, {}), "", 0
+            self._memory, self._answer, self._skips = Memory.of(None), "", 0
             self._commit_job(out)
             out.commit.update({"sent": None, "memory": None})
         elif epoch > self.epoch:
