@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -222,7 +223,8 @@ def fitted(data: Array, spec: Spec, what: str) -> Array:
 def _shaped(data: Array, spec: Spec, what: str) -> Array:
     if data.shape == spec.shape:
         return data
-    if [n for n in data.shape if n != 1] != [n for n in spec.shape if n != 1]:
+    same = [n for n in data.shape if n != 1] == [n for n in spec.shape if n != 1]
+    if not same and not (spec.flat and data.size == math.prod(spec.shape)):
         raise UnfitError("bad-shape", f"{what} of shape {list(data.shape)}; the model takes {list(spec.shape)}")
     return data.reshape(spec.shape)
 

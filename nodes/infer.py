@@ -13,6 +13,7 @@ from nodes import kinds
 from nodes.backends._backend import Signature
 from nodes.operator import Context, Flow, Operator
 from nodes.options import Options
+from schemas import topics
 from schemas.errors import ConfigError, Problem, did_you_mean
 from schemas.expressions import Number
 from schemas.problems import shown, validated
@@ -36,6 +37,12 @@ class Config(Options):
     """What model runs, and how its answers are read."""
 
     model: str = Field(description="Path of the model file; its ending tells the backend.", min_length=1)
+    job: str | None = Field(
+        None,
+        description="Federated job whose global model is taken over whenever there is a newer one, between two batches. 'model' "
+        "is where the newest is kept, and need not be there yet.",
+        min_length=1,
+    )
     backend: str | dict[str, Any] | None = Field(
         None, description="The runtime: its name, or {name: options}. Left out: told from the file's ending."
     )
@@ -118,6 +125,17 @@ class Config(Options):
         except ConfigError as error:
             raise error.under("backend", *(self.backend if isinstance(self.backend, dict) else ())) from None
         path = context.path(self.model)
+        if self.job is not None:
+            if not topics.is_level(self.job):
+                raise ConfigError(
+                    Problem(("job",), f"expected lower-case letters, digits, - and _, got {shown(self.job)}")
+                )
+            if not getattr(module, "FOLLOWS", False):
+                raise ConfigError(
+                    Problem(("job",), "a job's models are run by their trainer: backend: {trained: {trainer: …}}")
+                )
+            if not path.exists():
+                return None
         if not path.is_file():
             raise ConfigError(Problem(("model",), f"no such file: {path}"))
         try:
@@ -176,6 +194,11 @@ class Config(Options):
         for name in kinds.names("backend"):
             module = kinds.module("backend", name)
             if suffix in module.SUFFIXES:
+                if needed := [key for key, field in module.Config.model_fields.items() if field.is_required()]:
+                    wanted = f"backend: {{{name}: {{{needed[0]}: …}}}}"
+                    raise ConfigError(
+                        Problem(("model",), f"a model with the ending {suffix!r} needs {wanted} beside it")
+                    )
                 return module, module.Config()
             known.extend(module.SUFFIXES)
         ending = f"the ending {suffix!r}" if suffix else "no ending"
@@ -229,8 +252,14 @@ def build(config: Config, context: Context) -> Operator:
         batch=config.batch.max,
         wait=config.batch.wait / 1e9,
         scaling=None if config.scale is None else Scaling(config.scale, config.offset),
+        later=config.job is not None,
     )
-    return Infer(plan)
+    if config.job is None:
+        return Infer(plan)
+    from nodes.federated.following import follow
+
+    job = config.job
+    return Infer(plan, lambda operator: follow(operator, context, job, path))
 
 
 def _chosen(family: str, value: str | dict[str, Any]) -> tuple[ModuleType, Options]:

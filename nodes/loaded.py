@@ -30,6 +30,7 @@ class Plan:
     :param backends: for a model's file, copies of the model that are not open yet; as many calls may be under way.
     :param decoder: makes one, for each version its own: it learns of the model's outputs.
     :param wait: seconds to wait for a batch to fill.
+    :param later: the model's file may come later; the backends know what to do without it.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Plan:
     batch: int
     wait: float
     scaling: Scaling | None = None
+    later: bool = False
 
 
 class Loaded:

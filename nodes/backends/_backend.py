@@ -33,12 +33,14 @@ class Spec:
     :param shape: without the leading batch axis. -1: an output's axis that only a run can tell.
     :param type: numpy's name of its numbers as stored, e.g. ``float32``; int8 or uint8 with a ``quantisation`` stands for
         real numbers.
+    :param flat: it takes any array of so many numbers, whatever its axes.
     """
 
     name: str
     shape: tuple[int, ...]
     type: str
     quantisation: Quantisation | None = None
+    flat: bool = False
 
     @property
     def dtype(self) -> np.dtype[np.generic]:

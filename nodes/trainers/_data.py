@@ -85,7 +85,9 @@ def wanted(y: Array, count: int) -> Array:
     if y.ndim == 2 and y.dtype.kind == "f":
         soft = numbers(y, count)
         if len(soft) and not (soft.min() >= 0 and abs(soft.sum(1) - 1).max() <= 1e-3):
-            raise ConfigError("labels that are no probabilities; a classifier learns from whole numbers, or probabilities")
+            raise ConfigError(
+                "labels that are no probabilities; a classifier learns from whole numbers, or probabilities"
+            )
         return soft
     out = np.zeros((len(y), count), np.float32)
     out[np.arange(len(y)), classes(y, count)] = 1

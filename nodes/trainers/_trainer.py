@@ -98,6 +98,10 @@ class Trainer(ABC):
     def predict(self, x: Array) -> Array:
         """[n, classes] probabilities, or [n, k] numbers for a regression, float32."""
 
+    def takes(self) -> tuple[int, ...] | None:
+        """Shape of one input, as ``infer`` gives it to :meth:`predict`; None: not known, so ``infer`` cannot serve it."""
+        return None
+
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """``loss`` (mean cross-entropy, or mean squared error) and, of a classifier, ``accuracy`` in [0, 1].
 

@@ -126,6 +126,10 @@ class Distil(Trainer):
         self._given = self._inner.predict(self._public)
         return done
 
+    def takes(self) -> tuple[int, ...] | None:
+        """As the model."""
+        return self._inner.takes()
+
     def predict(self, x: Array) -> Array:
         """Of the device's model."""
         return self._inner.predict(x)

@@ -239,6 +239,10 @@ class Mlp(Trainer):
             slopes *= np.float32(plan.rate)
         self._all -= slopes
 
+    def takes(self) -> tuple[int, ...]:
+        """What the first layer takes."""
+        return (self._layers[0],)
+
     def predict(self, x: Array) -> Array:
         """Probabilities, or a regression's numbers."""
         rows = len(x)

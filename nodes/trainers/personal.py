@@ -93,6 +93,10 @@ class Personal(Trainer):
             raise ConfigError("personal layers cannot be corrected (SCAFFOLD): choose another strategy")
         return self._inner.fit(examples, plan)
 
+    def takes(self) -> tuple[int, ...] | None:
+        """As the model."""
+        return self._inner.takes()
+
     def predict(self, x: Array) -> Array:
         """Of the whole model."""
         return self._inner.predict(x)
