@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from broker.blobs import Pace
 from nodes.federated import wire
+from nodes.federated.download import Download
 from nodes.federated.local import Compressors, Memory, Trained, train
 from nodes.federated.machine import Answer, Machine, Say, Work
 from nodes.federated.rules import SECOND, ns
+from nodes.federated.uploads import Upload
 from nodes.federated.weights import shapes
 from nodes.trainers._trainer import Examples, Trainer
 from schemas.errors import PayloadError
@@ -32,6 +35,7 @@ class Client(Machine):
     :param count: how many that are, cheaply.
     :param compressors: makes what the calls name.
     :param pulse: seconds after which it says anew that it is here.
+    :param inline: bytes of an update that still travels in one message; ``chunk``: of a larger one's pieces.
     :param patience: seconds that a client that took part in nothing waits for a new run when it finds the job over.
     """
 
@@ -46,6 +50,8 @@ class Client(Machine):
         compressors: Compressors = lambda _: None,
         pulse: float = 60.0,
         patience: float = 60.0,
+        inline: int = wire.INLINE,
+        chunk: int = wire.CHUNK,
     ) -> None:
         self.job, self.name = job, name
         self.trainer, self.examples, self.count, self.compressors = trainer, examples, count, compressors
@@ -62,7 +68,10 @@ class Client(Machine):
         self.blocked = ""
         """Why it may not train now; empty: it may."""
         self._pulse, self._patience = ns(pulse), ns(patience)
-        self._manifest: wire.Manifest | None = None
+        self._model = Download(wire.room(self.wanted))
+        self._upload: Upload | None = None
+        self._pace: Pace | None = None
+        self._inline, self._chunk = inline, chunk
         self._memory = Memory.of(None)
         self._next: Memory | None = None
         self._sent: tuple[int, bytes] | None = None
@@ -70,7 +79,7 @@ class Client(Machine):
         self._queried = 0
         self._busy: wire.Call | None = None
         self._began = 0
-        self._pace = 0.0
+        self._took = 0.0
         self._skips, self._why = 0, ""
         self._said: wire.Presence | None = None
         self._said_at = 0
@@ -81,7 +90,7 @@ class Client(Machine):
     # -- the contract -----------------------------------------------------------------------------------------------
 
     def filters(self) -> tuple[str, ...]:
-        return ("model", "round", f"c/{self.name}/ack")
+        return ("model", "round", "blob/+", f"c/{self.name}/ack", f"c/{self.name}/have")
 
     def will(self) -> Say:
         return Say(f"c/{self.name}/state", wire.say(wire.Presence(here=False)), retain=True)
@@ -107,8 +116,15 @@ class Client(Machine):
                 self._heard_call(wire.hear(wire.Call, payload), now, out)
             elif topic == "model":
                 self._heard_model(wire.hear(wire.Manifest, payload), now, out)
+            elif topic.startswith("blob/"):
+                if self._model.took(payload, now):
+                    self._go(now, out)
+                self._need(now, out)
             elif topic == f"c/{self.name}/ack":
                 self._heard_ack(wire.hear(wire.Ack, payload), now, out)
+            elif topic == f"c/{self.name}/have" and self._upload is not None:
+                self._upload.heard(payload, now)
+                self._chunks(now, out)
         except PayloadError:
             self.garbage += 1
         return out
@@ -122,7 +138,7 @@ class Client(Machine):
             self.trained = call.round
             self._commit_job(out)
             if isinstance(result, Trained):
-                self._pace = (now - self._began) / SECOND
+                self._took = (now - self._began) / SECOND
                 self._made(call, result, now, out)
             else:
                 self._give_up(call, f"{type(result).__name__}: {result}"[:200], now, out)
@@ -133,14 +149,22 @@ class Client(Machine):
         out = Answer()
         if not self.outcome:
             self._present(now, out, always=True)
+            if self._upload is not None:
+                self._upload.linked(now)
             if self._sent is not None and not self._answer:
                 self._say_update(out, now)
+            self._model.linked(now)
+            self._need(now, out)
         return out
 
     def wake(self) -> int | None:
         if self.outcome:
             return None
         times = [self._said_at + self._pulse, self._again, self._ends]
+        if self._upload is not None:
+            times.append(self._upload.wake())
+        if self._wanting:
+            times.append(self._model.wake())
         return min(time for time in times if time is not None)
 
     def tick(self, now: int) -> Answer:
@@ -154,6 +178,8 @@ class Client(Machine):
             self._present(now, out, always=True)
         if self._again is not None and now >= self._again:
             self._remind(now, out)
+        self._chunks(now, out)
+        self._need(now, out)
         return out
 
     # -- what the node says -----------------------------------------------------------------------------------------
@@ -185,9 +211,8 @@ class Client(Machine):
             if self.run and epoch == self.epoch:
                 return False
             self.run, self.epoch, self.trained = run, epoch, 0
-            self.call = self._sent = self._next = None
-            if self._manifest is not None and self._manifest.run != run:
-                self._manifest = None
+            self.call = self._sent = self._next = self._upload = None
+            self._model.follow(run)
             self._memory, self._answer, self._skips = Memory.of(None), "", 0
             self._commit_job(out)
             out.commit.update({"sent": None, "memory": None})
@@ -222,18 +247,17 @@ class Client(Machine):
     def _heard_model(self, manifest: wire.Manifest, now: int, out: Answer) -> None:
         if manifest.job != self.job:
             self.garbage += 1
-        elif self.run == manifest.run and manifest.epoch >= self.epoch:
-            self._manifest = manifest
+        elif manifest.epoch >= self.epoch and (self.run == manifest.run or manifest.epoch > self.epoch):
+            self._model.heard(manifest, now)  # it may be of a run whose call comes next
             self._go(now, out)
-        elif manifest.epoch > self.epoch:
-            self._manifest = manifest  # of a run whose call comes next
+            self._need(now, out)
 
     def _heard_ack(self, ack: wire.Ack, now: int, out: Answer) -> None:
         if ack.run != self.run or ack.epoch < self.epoch or self._sent is None or ack.round != self._sent[0]:
             return
         if self._answer == ack.status:
             return
-        self._answer, self._again = ack.status, None
+        self._answer, self._again, self._upload = ack.status, None, None
         if ack.status == wire.REFUSED:
             self.refused = [*self.refused, ack][-8:]
         self._go(now, out)
@@ -262,10 +286,11 @@ class Client(Machine):
             return
         if not self._settle(call, now, out):
             return
-        manifest = self._manifest
-        if manifest is None or manifest.digest != call.base:
+        data = self._model.data(call.base)
+        if data is None:
             if self._again is None:
                 self._wait(now, first=True)  # it may be a moment behind its call
+            self._need(now, out)
             return
         self._again = None
         self._busy, self._began = call, now
@@ -273,7 +298,7 @@ class Client(Machine):
             train,
             call,
             self.name,
-            manifest.data,
+            data,
             self.wanted,
             self.trainer,
             self.examples,
@@ -294,13 +319,13 @@ class Client(Machine):
             if number not in call.aborted and not self._answer:
                 if self._queried != number:
                     self._queried = number
-                    self._say(out, "need", wire.say(wire.Need(answer=number)))
+                    self._say(out, "ask", wire.say(wire.Ask(answer=number)))
                     self._wait(now, first=True)
                 return False
             if self._answer == wire.TAKEN and number not in call.aborted:
                 self._memory = self._next
                 out.commit["memory"] = self._memory.kept()
-        self._sent = self._next = None
+        self._sent = self._next = self._upload = None
         self._answer = ""
         self._again = None
         out.commit["sent"] = None
@@ -325,10 +350,39 @@ class Client(Machine):
     def _say(self, out: Answer, topic: str, payload: bytes, *, retain: bool = False) -> None:
         out.say.append(Say(f"c/{self.name}/{topic}", payload, retain))
 
+    @property
+    def _wanting(self) -> bool:
+        """Whether chunks of the model are to be asked for: of those that are sent unasked it takes what comes."""
+        return self._asked(self.call) and self._busy is None and not self.blocked
+
+    def _need(self, now: int, out: Answer) -> None:
+        if self._wanting and (said := self._model.needs(now)) is not None:
+            self._say(out, "need", said)
+
+    def _chunks(self, now: int, out: Answer) -> None:
+        if self._upload is not None:
+            for chunk in self._upload.chunks(now):
+                self._say(out, "blob", chunk)
+
     def _say_update(self, out: Answer, now: int) -> None:
-        if self._sent is not None:
-            self._say(out, "up", self._sent[1])
-            self._wait(now, first=True)
+        self._send(now, out)
+        self._wait(now, first=True)
+
+    def _send(self, now: int, out: Answer) -> None:
+        """The update, or that there is one."""
+        if self._sent is None:
+            return
+        number, payload = self._sent
+        if len(payload) <= self._inline:
+            self._say(out, "up", payload)
+            return
+        if self._upload is None or self._upload.parcel.round != number:
+            self._upload = Upload(self.run, number, payload, self._chunk, now, self._pace)
+            self._pace = self._upload.pace
+        else:
+            self._upload.again(now)
+        self._say(out, "offer", wire.say(self._upload.parcel))
+        self._chunks(now, out)
 
     def _wait(self, now: int, *, first: bool = False) -> None:
         self._pause = _FIRST if first else min(self._pause * 2, _LAST)
@@ -340,13 +394,14 @@ class Client(Machine):
         self._again = None
         if self._sent is not None and not self._answer:
             if call is None or call.round <= self._sent[0] or call.open:
-                self._say(out, "up", self._sent[1])
+                self._send(now, out)
             elif self._next is not None:
-                self._say(out, "need", wire.say(wire.Need(answer=self._sent[0])))
+                self._say(out, "ask", wire.say(wire.Ask(answer=self._sent[0])))
             else:
                 return
-        elif call is not None and self._asked(call) and self._busy is None and not self.blocked:
-            self._say(out, "need", wire.say(wire.Need(model=call.base)))
+        elif call is not None and self._wanting:
+            if self._model.lacks(call.base):  # its chunks are asked for in their own time
+                self._say(out, "ask", wire.say(wire.Ask(model=call.base)))
         else:
             return
         self._wait(now)
@@ -355,7 +410,7 @@ class Client(Machine):
         samples = 0 if self.blocked else self.count()
         why = self.blocked or self._why
         said = wire.Presence(
-            here=True, form=self.form, samples=samples, pace=round(self._pace, 3), skips=self._skips, why=why
+            here=True, form=self.form, samples=samples, pace=round(self._took, 3), skips=self._skips, why=why
         )
         if (
             always

@@ -12,23 +12,21 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from broker.blobs import BlobError, Memory
 from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
-from nodes.federated.intake import RefusedError, Taken, examine, read
-from nodes.federated.machine import Answer, Machine, Say, Work
+from nodes.federated.desk import Desk
+from nodes.federated.intake import RefusedError, Taken
+from nodes.federated.job import Job
+from nodes.federated.machine import Answer, Machine, Work
 from nodes.federated.roster import Roster
-from nodes.federated.rounds import AGGREGATING, COLLECTING, Evaluate, Merged, Round, means, merge
-from nodes.federated.rules import SECOND, Rules, ns
-from nodes.federated.weights import Weights, digest, fit, norm, shapes
+from nodes.federated.rounds import AGGREGATING, COLLECTING, Evaluate, Merged, Round, means, merge, row
+from nodes.federated.rules import Rules, ns
+from nodes.federated.uploads import Holds, Uploads
+from nodes.federated.voice import Voice
+from nodes.federated.weights import Weights, digest, shapes
 from nodes.strategies._strategy import Strategy
 from schemas.errors import PayloadError
-
-KEEP = 32
-"""Aborted rounds that are told, and updates that are kept in quarantine."""
-QUARANTINE_BYTES = 1 << 20
-"""A refused update larger than this is kept as its first bytes."""
-ASIDE = SECOND // 2
-"""A model that somebody lacks is said again at most so often, in ns."""
 
 
 class Coordinator(Machine):
@@ -38,6 +36,8 @@ class Coordinator(Machine):
     :param compressor: what undoes the clients' compression; None: they send deltas as they are.
     :param evaluate: on held-out examples, if there are some; called in the thread that aggregates.
     :param strategy: used only there.
+    :param inline: bytes of a model that still travels in one message; ``chunk``: of a larger one's pieces.
+    :param holds: where large updates grow.
     """
 
     def __init__(
@@ -48,82 +48,77 @@ class Coordinator(Machine):
         *,
         compressor: Compressor | None = None,
         evaluate: Evaluate | None = None,
+        inline: int = wire.INLINE,
+        chunk: int = wire.CHUNK,
+        holds: Holds = Memory,
     ) -> None:
         self.rules, self.strategy, self.compressor, self.evaluate = rules, strategy, compressor, evaluate
-        self.model = model
         self.wanted = shapes(model)
-        self.shared: Weights = {}
+        self.quorum = max(strategy.least(), 1 if rules.buffer is not None else rules.quorum)
         self.roster = Roster(wire.form(self.wanted))
-        self.run = self.epoch = self.number = self.version = 0
-        self.outcome = ""
-        """Why the job is over: ``rounds``, ``target``, ``stall``, ``time``, ``too-few``, ``aborted``, ``fenced``; empty: it is
-        not."""
+        self.job = Job(0, 0, 0, model)
         self.round: Round | None = None
-        self.taken: dict[tuple[str, int], Taken] = {}
+        self.desk = Desk(rules, self.wanted, strategy.extras(self.wanted), compressor)
         self.garbage = 0
         """Messages that were none."""
-        self._answers: dict[str, tuple[int, str]] = {}
-        self._bases: dict[int, tuple[str, int]] = {}
-        self._aborted: list[int] = []
-        self._quarantine: list[str] = []
-        self._failures = self._since = 0
-        self._best: float | None = None
-        self._began = self._idle_since = 0
-        self._digest = ""
-        self._largest = 0.0
-        self._data = b""
-        self._made = 0
-        self._metrics: dict[str, float] = {}
-        self._state: Any = None
-        self._task: dict[str, Any] = {}
-        self._up = self._down = 0
+        self._voice = Voice(rules, self.wanted, self.quorum, inline, chunk)
+        self._uploads = Uploads(wire.room(self.wanted), holds)
+        self._up = 0
+        self._idle_since = 0
         self._repeat: int | None = None
-        self._model_said = 0
-        self._model_due: int | None = None
         self._silent: frozenset[str] = frozenset()
+
+    @property
+    def outcome(self) -> str:
+        """Why the job is over: ``rounds``, ``target``, ``stall``, ``time``, ``too-few``, ``aborted``, ``fenced``; empty: it
+        is not."""
+        return self.job.outcome
+
+    @property
+    def model(self) -> Weights:
+        """As it is now."""
+        return self.job.model
 
     # -- the contract -----------------------------------------------------------------------------------------------
 
     def filters(self) -> tuple[str, ...]:
-        return ("round", "c/+/state", "c/+/up", "c/+/need")
+        return ("round", *(f"c/+/{what}" for what in ("state", "up", "offer", "blob", "need", "ask")))
 
     def start(self, kept: Mapping[str, Any], now: int) -> Answer:
         out = Answer()
         if (job := kept.get("job")) is None:
-            self.epoch = self.run = max(1, now // 1_000_000)
-            self._began = now
-            self._state = self.strategy.snapshot()
-            self.shared = self.strategy.shared()
-            self._adopt(self.model, wire.pack_model(self.model, self.shared), digest(self.model))
-            self._commit_model(out)
+            model, shared, life = self.job.model, self.strategy.shared(), max(1, now // 1_000_000)
+            self.job = Job(life, life, now, model, state=self.strategy.snapshot())
+            self.job.adopt(model, shared, wire.pack_model(model, shared), digest(model))
+            out.commit["model"] = self.job.kept_model()
         else:
             self._resume(kept, job, now)
         self._idle_since = now
-        self._task = self.strategy.task()
-        self._commit_job(out)
-        self._say_model(out, now)
-        if (row := kept.get("row")) is not None:
-            out.rows.append(row)  # its publication may not have happened; rows have their round's number
-        if self.outcome:
-            self._say_call(out)
+        self._voice.known = bool(self.roster.fit)
+        self._voice.task = self.strategy.task()
+        out.commit["job"] = self.job.kept()
+        self._voice.model(self.job, now, out)
+        if (last := kept.get("row")) is not None:
+            out.rows.append(last)  # its publication may not have happened; rows have their round's number
+        if self.job.outcome:
+            self._voice.call(self.job, None, out)
             out.over = True
             return out
-        for client, number in sorted(self.taken):
-            self._ack(client, number, wire.TAKEN, out)  # likewise
+        for client, number in sorted(self.desk.taken):
+            self._voice.ack(self.job, client, number, wire.TAKEN, out)  # likewise
         if self.round is None:
-            self._say_call(out)
+            self._voice.call(self.job, None, out)
             self._idle(now, out)
         elif self.round.phase == AGGREGATING:
-            self._aggregate(out)
+            self._aggregate(self.round, out)
         else:
-            self._say_call(out)
-            self._repeat = now + ns(self._interval())
+            self._call(now, out)
             self._look(now, out)
         return out
 
     def heard(self, topic: str, payload: bytes, now: int) -> Answer:
         out = Answer()
-        if self.outcome:
+        if self.job.outcome:
             return out
         parts = topic.split("/")
         try:
@@ -131,38 +126,49 @@ class Coordinator(Machine):
                 case ["round"]:
                     self._heard_call(wire.hear(wire.Call, payload), out)
                 case ["c", client, "up"]:
+                    self._up += len(payload)
                     self._heard_update(client, payload, now, out)
+                case ["c", client, "blob"]:
+                    self._up += len(payload)
+                    said, whole = self._uploads.took(client, payload, now)
+                    self._have(client, said, out)
+                    if whole is not None:
+                        self._heard_update(client, whole, now, out)
+                case ["c", client, "offer"]:
+                    self._heard_offer(client, payload, now, out)
                 case ["c", client, "state"]:
                     self._heard_state(client, payload, now, out)
-                case ["c", client, "need"]:
-                    self._heard_need(client, wire.hear(wire.Need, payload), now, out)
+                case ["c", client, "ask"]:
+                    self._heard_ask(client, wire.hear(wire.Ask, payload), now, out)
+                case ["c", _, "need"]:
+                    self._voice.needed(payload, now, out)
         except PayloadError:
             self.garbage += 1
         return out
 
     def worked(self, name: str, result: Any, now: int) -> Answer:
         out = Answer()
-        if self.outcome or self.round is None:
+        if self.job.outcome or self.round is None:
             return out
         if isinstance(result, Merged):
             self._merged(result, self.round, now, out)
         else:
-            if self._state is not None:
-                self.strategy.restore(self._state)
+            self._undo()
             self._end(self.round, "aborted", now, out, why=f"{type(result).__name__}: {result}")
         return out
 
     def linked(self, now: int) -> Answer:
         out = Answer()
-        if not self.outcome:
-            self._say_model(out, now)
-            self._say_call(out)
+        if not self.job.outcome:
+            self._voice.linked(now)
+            self._voice.model(self.job, now, out)
+            self._voice.call(self.job, self.round, out)
         return out
 
     def wake(self) -> int | None:
-        if self.outcome:
+        if self.job.outcome:
             return None
-        times = [self._model_due, self._repeat, self._time_end()]
+        times = [self._voice.wake(), self._uploads.wake(), self._repeat, self._time_end()]
         if (held := self.round) is None:
             times += [self._begin_at(), self._idle_since + ns(self.rules.wait)]
         elif held.phase == COLLECTING:
@@ -173,7 +179,7 @@ class Coordinator(Machine):
 
     def tick(self, now: int) -> Answer:
         out = Answer()
-        if self.outcome:
+        if self.job.outcome:
             return out
         if (end := self._time_end()) is not None and now >= end:
             if self.round is None:
@@ -181,54 +187,34 @@ class Coordinator(Machine):
             else:
                 self._end(self.round, "aborted", now, out, why="time")
             return out
-        if self._model_due is not None and now >= self._model_due:
-            self._say_model(out, now)
+        self._voice.tick(self.job, now, out)
+        for client, said in self._uploads.due(now):
+            self._have(client, said, out)
         if self.round is None:
             self._idle(now, out)
-        else:
-            if self._repeat is not None and now >= self._repeat:
-                self._say_call(out)
-                self._repeat = now + ns(self._interval())
-            if self.round.phase == COLLECTING:
-                self._look(now, out)
+            return out
+        if self._repeat is not None and now >= self._repeat:
+            self._call(now, out)
+        self._look(now, out)
         return out
 
     # -- beginning --------------------------------------------------------------------------------------------------
 
-    def _adopt(self, model: Weights, data: bytes, name: str) -> None:
-        self.model, self._data, self._digest = model, data, name
-        self._largest = 100 * (1 + norm(model))
-
     def _resume(self, kept: Mapping[str, Any], job: Mapping[str, Any], now: int) -> None:
-        self.run, self.epoch = job["run"], max(job["epoch"] + 1, now // 1_000_000)
-        self.number, self.version, self._began = job["number"], job["version"], job["began"]
-        self._failures, self._best, self._since = job["failures"], job["best"], job["since"]
-        self._aborted, self.outcome = list(job["aborted"]), job["outcome"]
-        self._bases = {number: (base, version) for number, base, version in job["bases"]}
-        saved = kept["model"]
-        model, self.shared = wire.unpack_model(saved["data"], self.wanted)
-        fit(model, self.wanted)
-        self._made, self._metrics, self._state = saved["round"], dict(saved["metrics"]), saved["strategy"]
-        self._adopt(model, saved["data"], saved["digest"])
-        if self._state is not None:
-            self.strategy.restore(self._state)
+        self.job = Job.of(job, kept["model"], self.wanted, now)
+        self._undo()
         for key, value in kept.items():
             match key.split("/"):
                 case ["client", name]:
                     self.roster.load({name: value})
-                case ["answer", name]:
-                    self._answers[name] = (value[0], value[1])
-                case ["update", _, name]:
-                    update = read(value, name, self.rules.job, self.run)
-                    self.taken[name, update.round] = update
-                case ["quarantine", *_]:
-                    self._quarantine.append(key)
-        if (saved_round := kept.get("round")) is not None:
-            held = self.round = Round.of(saved_round)
+                case ["answer" | "update" | "quarantine", *_]:
+                    self.desk.resume(key, value, self.job.run)
+        if (saved := kept.get("round")) is not None:
+            held = self.round = Round.of(saved)
             held.waiting = {
                 name
                 for name in held.asked
-                if self.roster.able(name, held.number) and (name, held.number) not in self.taken
+                if self.roster.able(name, held.number) and (name, held.number) not in self.desk.taken
             }
             # the clients could not reach it while it was away
             held.deadline = max(held.deadline, now + ns(self.rules.deadline) // 2)
@@ -236,9 +222,9 @@ class Coordinator(Machine):
     def _begin_at(self) -> int | None:
         """When a round may begin with the clients there are; None: not with them."""
         rules, n = self.rules, len(self.roster.fit)
-        if n >= max(rules.least, rules.quorum):
-            return self._idle_since + ns(rules.gather) if self.number == 0 else self._idle_since
-        if self.number and n >= (1 if rules.buffer is not None else rules.quorum):
+        if n >= max(rules.least, self.quorum):
+            return self._idle_since + (0 if self.job.number else ns(rules.gather))
+        if self.job.number and n >= self.quorum:
             return self._idle_since + ns(rules.grace)
         return None
 
@@ -250,110 +236,111 @@ class Coordinator(Machine):
             self._over("too-few", out)
 
     def _begin(self, now: int, out: Answer) -> None:
-        rules = self.rules
-        self.number += 1
-        size = rules.asks(len(self.roster.fit))
+        rules, job = self.rules, self.job
+        number = job.call(rules.stale)
+        size = rules.asks(len(self.roster.fit), self.quorum)
         asked: list[str] = []
         if rules.buffer is None:
-            asked = self.roster.choose(size, rules.seed, self.number, without=self._silent)
+            asked = self.roster.choose(size, rules.seed, number, without=self._silent)
             if len(asked) < size:  # those who kept silent in the round before have another chance
-                asked = self.roster.choose(size, rules.seed, self.number)
-        ends = now + ns(rules.deadline)
-        self.round = Round(self.number, self._digest, now, ends, size, asked, waiting=set(asked))
-        self._bases[self.number] = (self._digest, self.version)
-        for old in [number for number in self._bases if number < self.number - rules.stale]:
-            del self._bases[old]
-        self._repeat = now + ns(self._interval())
-        self._commit_job(out)
-        self._commit_round(out)
-        self._say_call(out)
+                asked = self.roster.choose(size, rules.seed, number)
+        self.round = Round(number, job.digest, now, now + ns(rules.deadline), size, asked, waiting=set(asked))
+        out.commit.update(job=job.kept(), round=self.round.kept())
+        self._call(now, out)
         self._look(now, out)  # asynchronously there may be enough in the buffer
+
+    def _call(self, now: int, out: Answer) -> None:
+        """Say what is asked; and again after a while, if somebody has not answered."""
+        self._voice.call(self.job, self.round, out)
+        self._repeat = now + ns(max(0.5, min(self.rules.repeat, self.rules.deadline / 4)))
 
     # -- what is heard ----------------------------------------------------------------------------------------------
 
     def _heard_call(self, call: wire.Call, out: Answer) -> None:
         if call.job != self.rules.job:
             self.garbage += 1
-        elif call.epoch > self.epoch:
-            self.outcome = "fenced"
+        elif call.epoch > self.job.epoch:
+            self.job.outcome = "fenced"
             out.over = True
-        elif call.epoch < self.epoch:
-            self._say_call(out)  # an older one does not know yet; what is retained must be ours
+        elif call.epoch < self.job.epoch:
+            self._voice.call(self.job, self.round, out)  # it does not know yet; what is retained must be ours
 
     def _heard_state(self, client: str, payload: bytes, now: int, out: Answer) -> None:
         said = wire.hear(wire.Presence, payload) if payload else wire.Presence(here=False)
         if (kept := self.roster.hear(client, said)) is None:
             return
         out.commit[f"client/{client}"] = kept
+        self._voice.known = True
         held = self.round
         if held is None:
             self._idle(now, out)
-        elif held.phase == COLLECTING and self.rules.buffer is not None:
-            self._look(now, out)
-        elif held.phase == COLLECTING:
+            return
+        if held.phase == COLLECTING and self.rules.buffer is None:
             if not self.roster.able(client, held.number):
                 held.waiting.discard(client)
-            elif client in held.asked and (client, held.number) not in self.taken and client not in held.refused:
+            elif client in held.asked and (client, held.number) not in self.desk.taken and client not in held.refused:
                 held.waiting.add(client)
-            self._fill(held, out)
-            self._look(now, out)
+            self._fill(held, now, out)
+        self._look(now, out)
 
-    def _fill(self, held: Round, out: Answer) -> None:
+    def _fill(self, held: Round, now: int, out: Answer) -> None:
         """Others for the places of those that will not answer."""
-        here = len(held.waiting) + len(self.taken)
+        here = len(held.waiting) + len(self.desk.taken)
         if here >= held.size or len(held.asked) >= len(self.roster.members):
             return
         more = self.roster.choose(held.size - here, self.rules.seed, held.number, without=held.asked)
         if more:
             held.asked += more
             held.waiting.update(more)
-            self._commit_round(out)
-            self._say_call(out)
+            out.commit["round"] = held.kept()
+            self._call(now, out)
+
+    def _heard_offer(self, client: str, payload: bytes, now: int, out: Answer) -> None:
+        parcel = wire.hear(wire.Parcel, payload)
+        try:
+            if self._answered(client, parcel.round, out):
+                return
+            self.desk.admit(client, parcel.round, self.job, self.round, self.roster)
+            if parcel.run != self.job.run:
+                raise RefusedError("job", "an update of another run")
+            self._have(client, self._uploads.offered(client, parcel, now), out)
+        except RefusedError as error:
+            self._refuse(client, parcel.round, error, payload, now, out)
+        except BlobError as error:
+            self._refuse(client, parcel.round, RefusedError(error.reason, str(error)), payload, now, out)
+
+    def _have(self, client: str, said: bytes | None, out: Answer) -> None:
+        if said is not None:
+            self._voice.say(out, f"c/{client}/have", said)
+
+    def _answered(self, client: str, number: int, out: Answer) -> bool:
+        """Say what is to be said of an update without looking at it: it is there already, or too late."""
+        if self.desk.answers.get(client) == number:
+            self._voice.ack(self.job, client, number, wire.TAKEN, out)
+            return True
+        if self.desk.late(client, number, self.job, self.round):
+            if self.round is not None:
+                self.round.stale += 1
+            self._voice.ack(self.job, client, number, wire.STALE, out)
+            return True
+        return False
 
     def _heard_update(self, client: str, payload: bytes, now: int, out: Answer) -> None:
-        held = self.round
-        self._up += len(payload)
-        number = self.number
+        number = self.job.number
         try:
-            update = read(payload, client, self.rules.job, self.run)
+            update = self.desk.read(payload, client, self.job.run)
             number = update.round
-            if self._answers.get(client) == (number, wire.TAKEN):
-                self._ack(client, number, wire.TAKEN, out)
-            elif number > self.number or number < 1:
-                raise RefusedError("future", f"round {number}, the last one called is {self.number}")
-            elif self._too_late(update):
-                if held is not None:
-                    held.stale += 1
-                self._ack(client, number, wire.STALE, out)
-            else:
-                self._examine(update)
+            if not self._answered(client, number, out):
+                self.desk.admit(client, number, self.job, self.round, self.roster)
+                self.desk.examine(update, self.job)
                 self._take(update, now, out)
         except RefusedError as error:
             self._refuse(client, number, error, payload, now, out)
 
-    def _too_late(self, update: Taken) -> bool:
-        held, rules = self.round, self.rules
-        if rules.buffer is None:
-            return held is None or update.round != held.number or held.phase != COLLECTING
-        newest = self._answers.get(update.client, (0, ""))[0]
-        return update.round not in self._bases or update.round < newest
-
-    def _examine(self, update: Taken) -> None:
-        client = update.client
-        if client not in self.roster.members:
-            raise RefusedError("unknown-client", f"nobody of the name {client[:64]!r} has joined")
-        if self.rules.buffer is None and (self.round is None or client not in self.round.asked):
-            raise RefusedError("not-asked", f"{client} is not asked in round {update.round}")
-        base = self._bases[update.round][0]
-        examine(update, base, self.wanted, self.compressor, self.rules.limits, self._largest)
-
     def _take(self, update: Taken, now: int, out: Answer) -> None:
-        client, number = update.client, update.round
-        self.taken[client, number] = update
-        self._answers[client] = (number, wire.TAKEN)
-        out.commit[f"update/{number}/{client}"] = update.payload
-        out.commit[f"answer/{client}"] = [number, wire.TAKEN]
-        self._ack(client, number, wire.TAKEN, out)
+        client = update.client
+        self.desk.take(update, out)
+        self._voice.ack(self.job, client, update.round, wire.TAKEN, out)
         if (held := self.round) is not None and held.phase == COLLECTING:
             held.waiting.discard(client)
             held.refused.pop(client, None)
@@ -361,34 +348,26 @@ class Coordinator(Machine):
 
     def _refuse(self, client: str, number: int, why: RefusedError, payload: bytes, now: int, out: Answer) -> None:
         text = str(why)[:300]
-        self._ack(client, number, wire.REFUSED, out, why.reason, text)
+        self._voice.ack(self.job, client, number, wire.REFUSED, out, why.reason, text)
+        self._uploads.forget(client)
         if why.reason in {"not-asked", "unknown-client", "future"}:
             return  # out of step, not poisonous
-        key = f"quarantine/{number}/{client}"
-        if key not in self._quarantine:
-            self._quarantine.append(key)
-        if len(self._quarantine) > KEEP:
-            out.commit[self._quarantine.pop(0)] = None
-        kept = {"reason": why.reason, "detail": text, "time": now, "size": len(payload)}
-        out.commit[key] = {**kept, "payload": bytes(payload[:QUARANTINE_BYTES])}
+        self.desk.quarantine(client, number, why.reason, text, payload, now, out)
         held = self.round
-        if held is None or held.phase != COLLECTING or number != held.number or (client, number) in self.taken:
+        if held is None or held.phase != COLLECTING or number != held.number or (client, number) in self.desk.taken:
             return
         held.refused[client] = why.reason
         held.waiting.discard(client)
         if self.rules.buffer is None:
-            self._fill(held, out)
+            self._fill(held, now, out)
         self._look(now, out)
 
-    def _heard_need(self, client: str, need: wire.Need, now: int, out: Answer) -> None:
-        if need.answer:
-            known = self._answers.get(client) == (need.answer, wire.TAKEN)
-            self._ack(client, need.answer, wire.TAKEN if known else wire.STALE, out)
-        if need.model:
-            if now >= self._model_said + ASIDE:
-                self._say_model(out, now)
-            elif self._model_due is None:
-                self._model_due = self._model_said + ASIDE
+    def _heard_ask(self, client: str, ask: wire.Ask, now: int, out: Answer) -> None:
+        if ask.answer:
+            status = wire.TAKEN if self.desk.answers.get(client) == ask.answer else wire.STALE
+            self._voice.ack(self.job, client, ask.answer, status, out)
+        if ask.model:
+            self._voice.again(self.job, now, out)
 
     # -- ending a round ---------------------------------------------------------------------------------------------
 
@@ -397,50 +376,40 @@ class Coordinator(Machine):
         held = self.round
         if held is None or held.phase != COLLECTING:
             return
-        match held.verdict(len(self.taken), self.rules, len(self.roster.fit), now):
+        match held.verdict(len(self.desk.taken), self.quorum, self.rules, len(self.roster.fit), now):
             case "close":
-                held.phase = AGGREGATING
-                held.counted = sorted(self.taken)
-                self._repeat = None
-                self._silent = frozenset(held.waiting)
-                self._commit_round(out)
-                self._aggregate(out)
+                held.phase, held.counted = AGGREGATING, sorted(self.desk.taken)
+                self._silent, self._repeat = frozenset(held.waiting), None
+                out.commit["round"] = held.kept()
+                self._aggregate(held, out)
             case "abort":
                 self._silent = frozenset(held.waiting)
                 self._end(held, "aborted", now, out, why="below quorum")
 
-    def _busy(self) -> bool:
-        return self.round is not None and self.round.phase == AGGREGATING
-
-    def _aggregate(self, out: Answer) -> None:
-        if (held := self.round) is None:
-            return
-        taken = [
-            (update, max(0, self.version - self._bases.get(update.round, ("", self.version))[1]))
-            for update in (self.taken[pair] for pair in held.counted)
-        ]
-        act = partial(merge, self.strategy, self.model, taken, self.wanted, self.compressor, self.evaluate)
+    def _aggregate(self, held: Round, out: Answer) -> None:
+        taken = self.desk.chosen(held.counted, self.job)
+        act = partial(merge, self.strategy, self.job.model, taken, self.wanted, self.compressor, self.evaluate)
         out.work = Work("aggregate", act)
 
+    def _undo(self) -> None:
+        """The strategy is what it was with the model there is."""
+        if self.job.state is not None:
+            self.strategy.restore(self.job.state)
+
     def _merged(self, merged: Merged, held: Round, now: int, out: Answer) -> None:
-        metrics = {**means([self.taken[pair] for pair in held.counted]), **merged.metrics}
-        watched = metrics.get(self.rules.watch, metrics.get(f"local_{self.rules.watch}", math.nan))
-        if self._best is not None and self.rules.tolerance is not None:
-            loss = -self.rules.better(watched, self._best)
-            if not loss <= self.rules.tolerance:
-                if self._state is not None:
-                    self.strategy.restore(self._state)
-                self._end(held, "rejected", now, out, metrics, why=f"{self.rules.watch} fell by {loss:.4g}")
-                return
-        self.version += 1
-        self._failures = 0
-        self._made, self._metrics, self._state = held.number, merged.metrics, merged.state
-        self.shared, self._task = merged.shared, merged.task
-        self._adopt(merged.weights, merged.data, merged.digest)
-        if math.isfinite(watched) and (self._best is None or self.rules.better(watched, self._best) > 0):
-            self._best, self._since = watched, 0
-        else:
-            self._since += 1
+        rules, best = self.rules, self.job.best
+        metrics = {**means([self.desk.taken[pair] for pair in held.counted]), **merged.metrics}
+        watched = metrics.get(rules.watch, metrics.get(f"local_{rules.watch}", math.nan))
+        if (
+            best is not None
+            and rules.tolerance is not None
+            and not (fall := rules.better(best, watched)) <= rules.tolerance
+        ):
+            self._undo()
+            self._end(held, "rejected", now, out, metrics, why=f"{rules.watch} fell by {fall:.4g}")
+            return
+        self.job.advance(merged, held.number, watched, rules)
+        self._voice.task = merged.task
         self._end(held, "committed", now, out, metrics)
 
     def _end(
@@ -454,150 +423,38 @@ class Coordinator(Machine):
         why: str = "",
     ) -> None:
         """The round is over, whatever became of it; begin the next if one can begin."""
-        committed = status == "committed"
+        job, committed = self.job, status == "committed"
+        used = [self.desk.taken[pair] for pair in held.counted] if committed else []
         if committed:
-            self._commit_model(out)
+            out.commit["model"] = job.kept_model()
         else:
-            self._failures += 1
-            self._aborted = [*self._aborted, held.number][-KEEP:]
-        row = self._row(held, status, now, dict(metrics or {}), why)
-        out.rows.append(row)
-        out.commit["row"] = row
-        gone = held.counted if self.rules.buffer is not None else list(self.taken)
-        for client, number in gone:
-            self.taken.pop((client, number), None)
-            out.commit[f"update/{number}/{client}"] = None
-        out.commit["round"] = None
+            job.fail(held.number)
+        ended = row(held, status, why, job.version, metrics or {}, used, len(self.roster.fit), now)
+        ended.update(bytes_up=self._up, bytes_down=self._voice.down)
+        self._up = self._voice.down = 0
+        out.rows.append(ended)
+        out.commit.update(row=ended, round=None)
+        self.desk.forget(held.counted if self.rules.buffer is not None else list(self.desk.taken), out)
+        if self.rules.buffer is None:
+            self._uploads.forget()
         self.round, self._repeat, self._idle_since = None, None, now
         if committed:
-            self._say_model(out, now)
-        if (reason := self._enough(metrics or {}, now)) is not None:
+            self._voice.model(job, now, out)
+        end = self._time_end()
+        if reason := job.ended(self.rules, metrics or {}) or ("time" if end is not None and now >= end else ""):
             self._over(reason, out)
             return
         self._idle(now, out)
         if self.round is None:
-            self._commit_job(out)
-            self._say_call(out)
-
-    def _enough(self, metrics: Mapping[str, float], now: int) -> str | None:
-        rules = self.rules
-        if self.version >= rules.rounds:
-            return "rounds"
-        if rules.reached(metrics):
-            return "target"
-        if rules.stall is not None and self._since >= rules.stall:
-            return "stall"
-        if self._failures > rules.retries:
-            return "aborted"
-        end = self._time_end()
-        return "time" if end is not None and now >= end else None
+            out.commit["job"] = job.kept()
+            self._voice.call(job, None, out)
 
     def _time_end(self) -> int | None:
-        return None if self.rules.time is None or self._busy() else self._began + ns(self.rules.time)
+        busy = self.round is not None and self.round.phase == AGGREGATING
+        return None if self.rules.time is None or busy else self.job.began + ns(self.rules.time)
 
     def _over(self, reason: str, out: Answer) -> None:
-        self.outcome = reason
-        self.round = None
-        self._commit_job(out)
-        out.commit["round"] = None
-        self._say_call(out)
+        self.job.outcome, self.round = reason, None
+        out.commit.update(job=self.job.kept(), round=None)
+        self._voice.call(self.job, None, out)
         out.over = True
-
-    def _row(self, held: Round, status: str, now: int, metrics: dict[str, float], why: str) -> dict[str, Any]:
-        up, down, self._up, self._down = self._up, self._down, 0, 0
-        used = [self.taken[pair] for pair in held.counted] if status == "committed" else []
-        names = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss")
-        return {
-            "round": held.number,
-            "status": status,
-            "why": why,
-            "version": self.version,
-            **{name: metrics.get(name, math.nan) for name in names},
-            **{name: value for name, value in metrics.items() if name not in names},
-            "clients": len(used),
-            "asked": len(held.asked) or len(self.roster.fit),
-            "samples": sum(update.samples for update in used),
-            "refused": len(held.refused),
-            "stale": held.stale,
-            "seconds": (now - held.began) / SECOND,
-            "bytes_up": up,
-            "bytes_down": down,
-        }
-
-    # -- what is said and kept --------------------------------------------------------------------------------------
-
-    def _interval(self) -> float:
-        return max(0.5, min(self.rules.repeat, self.rules.deadline / 4))
-
-    def _say(self, out: Answer, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        self._down += len(payload)
-        out.say.append(Say(topic, payload, retain))
-
-    def _ack(self, client: str, number: int, status: str, out: Answer, reason: str = "", detail: str = "") -> None:
-        ack = wire.Ack(self.run, self.epoch, number, status, reason, detail)
-        self._say(out, f"c/{client}/ack", wire.say(ack))
-
-    def _say_model(self, out: Answer, now: int) -> None:
-        self._model_said, self._model_due = now, None
-        manifest = wire.Manifest(
-            job=self.rules.job,
-            run=self.run,
-            epoch=self.epoch,
-            round=self._made,
-            version=self.version,
-            digest=self._digest,
-            blob="",
-            size=len(self._data),
-            shapes=self.wanted,
-            data=self._data,
-            metrics=self._metrics,
-        )
-        self._say(out, "model", wire.say(manifest), retain=True)
-
-    def _say_call(self, out: Answer) -> None:
-        rules, held = self.rules, self.round
-        call = wire.Call(
-            job=rules.job,
-            run=self.run,
-            epoch=self.epoch,
-            round=self.number,
-            phase=wire.OVER if self.outcome else wire.IDLE if held is None else wire.COLLECTING,
-            base=self._digest if held is None else held.base,
-            deadline=0 if held is None else held.deadline,
-            quorum=rules.quorum,
-            cohort=() if held is None else tuple(held.asked),
-            open=rules.buffer is not None,
-            fit={**rules.fit, **self._task, "seed": rules.seed},
-            compress=rules.compress,
-            evaluate=rules.evaluate,
-            aborted=tuple(self._aborted),
-            why=self.outcome,
-        )
-        self._say(out, "round", wire.say(call), retain=True)
-
-    def _commit_job(self, out: Answer) -> None:
-        out.commit["job"] = {
-            "run": self.run,
-            "epoch": self.epoch,
-            "began": self._began,
-            "number": self.number,
-            "version": self.version,
-            "failures": self._failures,
-            "best": self._best,
-            "since": self._since,
-            "aborted": self._aborted,
-            "outcome": self.outcome,
-            "bases": [[number, base, version] for number, (base, version) in self._bases.items()],
-        }
-
-    def _commit_round(self, out: Answer) -> None:
-        out.commit["round"] = None if self.round is None else self.round.kept()
-
-    def _commit_model(self, out: Answer) -> None:
-        out.commit["model"] = {
-            "round": self._made,
-            "digest": self._digest,
-            "data": self._data,
-            "metrics": self._metrics,
-            "strategy": self._state,
-        }

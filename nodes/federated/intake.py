@@ -42,9 +42,9 @@ class Taken:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def delta(self, compressor: Compressor | None, wanted: tuple[Shape, ...]) -> Weights:
-        """The delta that it brings; it fits.
+        """The delta that it brings, unpacked; whether it fits is not looked at.
 
-        :raises UnfitError: it does not.
+        :raises UnfitError: it cannot be unpacked.
         """
         if compressor is None:
             delta, names = self.packed, [shape.name for shape in wanted]
@@ -52,7 +52,6 @@ class Taken:
                 delta = {name: delta[name] for name in names}
         else:
             delta = compressor.unpack(self.packed, wanted)
-        fit(delta, wanted)
         return delta
 
 
@@ -80,6 +79,7 @@ def examine(
     update: Taken,
     base: str,
     wanted: tuple[Shape, ...],
+    extras: tuple[Shape, ...],
     compressor: Compressor | None,
     limits: Limits,
     largest: float,
@@ -87,6 +87,7 @@ def examine(
     """Look whether an update may be added up.
 
     :param base: digest of the model that it has to begin with.
+    :param extras: what the strategy wants beside the delta.
     :param largest: what the norm may be where the limits say nothing.
     :raises RefusedError: it may not.
     """
@@ -96,10 +97,11 @@ def examine(
         raise RefusedError("samples", f"it claims {update.samples} rows, at most {limits.samples} are believed")
     try:
         delta = update.delta(compressor, wanted)
+        fit(delta, wanted)
     except (UnfitError, PayloadError) as error:
         raise RefusedError(error.reason, str(error)) from None
-    if update.extra and not same_form(update.extra, wanted):
-        raise RefusedError("extra", "its further arrays are not of the model's form, or not finite")
+    if not same_form(update.extra, extras):
+        raise RefusedError("extra", "its further arrays are not those that the strategy wants, or not finite")
     most = largest if limits.norm is None else limits.norm
     if not (size := norm(delta)) <= most:
         raise RefusedError("norm", f"the norm of its delta is {size:.3g}, at most {most:.3g}")
@@ -108,6 +110,6 @@ def examine(
 def client_update(
     update: Taken, compressor: Compressor | None, wanted: tuple[Shape, ...], staleness: int
 ) -> ClientUpdate:
-    """The update as strategies take it."""
+    """The update as strategies take it. It was examined."""
     delta = update.delta(compressor, wanted)
     return ClientUpdate(update.client, delta, update.samples, update.extra, update.metrics, staleness)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from types import ModuleType
 from typing import Any
-
-import numpy as np
 
 from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
@@ -18,6 +17,7 @@ from schemas.errors import ConfigError, PenstockError
 Compressors = Callable[[Any], Compressor | None]
 """Makes the compressor that a call names; None of None."""
 
+DEFAULT = Fit()
 _FIT = {field.name for field in fields(Fit)} - {"correction", "seed"}
 
 
@@ -96,7 +96,6 @@ def train(
     """
     plan = split_task(call.fit)
     model, shared = wire.unpack_model(data, wanted)
-    fit(model, wanted)
     if digest(model) != call.base:
         raise UnfitError("base", "the model that came is not the one that the round begins with")
     known = examples()
@@ -105,20 +104,19 @@ def train(
     trainer.load(model)
     trainer.keep(memory.own)
     metrics = dict(trainer.evaluate(known)) if call.evaluate else {}
-    controlled = bool(shared) or bool(call.fit.get("control"))
-    correction: Weights = {}
-    if controlled:
-        correction = _difference(shared, memory.control, model)
+    control = _control(call.fit)
+    correction = control.correction(shared, memory.control, model) if control else {}
     seed = wire.seed_of(int(call.fit.get("seed", 0)), call.round, client)
     done = trainer.fit(known, Fit(**plan, seed=seed, correction=correction))
     if not math.isnan(done.loss):
         metrics["train_loss"] = done.loss
+    metrics["steps"] = float(done.steps)
     delta = minus(trainer.weights(), model)
     fit(delta, wanted)
-    extra: Weights = {}
-    control = memory.control
-    if controlled:
-        extra, control = _move_control(memory.control, correction, delta, done.steps, Fit(**plan).rate)
+    extra, ours = {}, memory.control
+    if control:
+        extra = control.change(delta, shared, done.steps, float(plan.get("rate", DEFAULT.rate)))
+        ours = control.adopted(memory.control, extra)
     packed, residual = _pack(delta, memory.residual, compressors(call.compress), wanted, seed)
     payload = wire.pack_update(
         call.job,
@@ -132,7 +130,7 @@ def train(
         metrics=wire.finite(metrics),
         time=time,
     )
-    return Trained(payload, Memory(residual, control, trainer.own()), len(known))
+    return Trained(payload, Memory(residual, ours, trainer.own()), len(known))
 
 
 def _pack(
@@ -148,22 +146,14 @@ def _pack(
     return packed, minus(total, compressor.unpack(packed, wanted))
 
 
-def _difference(shared: Weights, control: Weights, model: Weights) -> Weights:
-    """c - cᵢ, of the model's form; what is not there yet is zero."""
-    zero = {name: np.zeros_like(array) for name, array in model.items()}
-    return minus(
-        {**zero, **{name: shared[name].astype(np.float32) for name in model if name in shared}}, {**zero, **control}
-    )
+def _control(task: Mapping[str, Any]) -> ModuleType | None:
+    """Who knows what the client does beside training: ``correction``, ``change`` and ``adopted``."""
+    match task.get("control"):
+        case None:
+            return None
+        case "scaffold":
+            from nodes.strategies import scaffold
 
-
-def _move_control(
-    control: Weights, correction: Weights, delta: Weights, steps: int, rate: float
-) -> tuple[Weights, Weights]:
-    """The change of the control variate, and the new one: cᵢ' = cᵢ - c + (x - y) / (K η).
-
-    Karimireddy et al. 2020, https://arxiv.org/abs/1910.06378, option II.
-    """
-    if steps == 0 or rate == 0:
-        return {name: np.zeros_like(array) for name, array in delta.items()}, control
-    change = {name: -correction[name] - delta[name] / np.float32(steps * rate) for name in delta}
-    return change, plus(change, control) if control else change
+            return scaffold
+        case other:
+            raise ConfigError(f"the round asks for control {other!r}, which this version does not know")

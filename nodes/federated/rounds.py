@@ -68,18 +68,20 @@ class Round:
         rest = {name: value for name, value in kept.items() if name not in {"counted", "asked"}}
         return cls(**rest, asked=list(kept["asked"]), counted=counted)
 
-    def verdict(self, taken: int, rules: Rules, here: int, now: int) -> str:
+    def verdict(self, taken: int, quorum: int, rules: Rules, here: int, now: int) -> str:
         """``wait``, ``close`` or ``abort``.
 
         :param taken: updates that there are.
+        :param quorum: that of the rules, or what the strategy needs.
         :param here: clients that may be asked (asynchronous: more updates than that will not come).
         """
         late = now >= self.deadline
         if rules.buffer is not None:
-            if taken and (late or taken >= min(rules.buffer, max(here, 1))):
+            enough = max(min(rules.buffer, here), quorum)
+            if taken >= enough or (late and taken >= quorum):
                 return "close"
             return "abort" if late else "wait"
-        if taken < rules.quorum:
+        if taken < quorum:
             return "abort" if late else "wait"
         if self.enough is None:
             self.enough = now
@@ -131,5 +133,43 @@ def means(taken: Sequence[Taken]) -> dict[str, float]:
     for name in sorted({name for update in taken for name in update.metrics}):
         having = [update for update in taken if name in update.metrics]
         total = math.fsum(update.samples * update.metrics[name] for update in having)
-        out[name if name == "train_loss" else f"local_{name}"] = total / sum(update.samples for update in having)
+        out[name if name in {"train_loss", "steps"} else f"local_{name}"] = total / sum(
+            update.samples for update in having
+        )
     return out
+
+
+METRICS = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss")
+"""Columns that every row has, NaN where a round has none."""
+
+
+def row(
+    held: Round,
+    status: str,
+    why: str,
+    version: int,
+    metrics: Mapping[str, float],
+    used: Sequence[Taken],
+    here: int,
+    now: int,
+) -> dict[str, Any]:
+    """What a round was, for people and curves.
+
+    :param status: ``committed``, ``aborted`` or ``rejected``.
+    :param used: the updates in it.
+    :param here: clients that are asked when all are.
+    """
+    return {
+        "round": held.number,
+        "status": status,
+        "why": why,
+        "version": version,
+        **dict.fromkeys(METRICS, math.nan),
+        **metrics,
+        "clients": len(used),
+        "asked": len(held.asked) or here,
+        "samples": sum(update.samples for update in used),
+        "refused": len(held.refused),
+        "stale": held.stale,
+        "seconds": (now - held.began) / SECOND,
+    }

@@ -39,7 +39,7 @@ class Rules:
     :param least: clients that must be here before the first round; later ones go on with ``quorum`` of them after ``grace``.
     :param share: of the clients here that are asked, in (0, 1]; never fewer than ``quorum``.
     :param most: clients asked in one round; None: no limit.
-    :param quorum: updates that a round needs.
+    :param quorum: updates that a round needs; a strategy may need more.
     :param deadline: for one round; at it the round is closed with what is there, or aborted below quorum.
     :param grace: what is waited for the rest once there is a quorum.
     :param gather: what is waited for more clients when ``least`` are here, before the first round.
@@ -85,10 +85,10 @@ class Rules:
     repeat: float = 15.0
     limits: Limits = Limits()
 
-    def asks(self, here: int) -> int:
+    def asks(self, here: int, quorum: int) -> int:
         """How many of so many clients are asked."""
-        wanted = max(self.quorum, math.ceil(self.share * here - 1e-9))
-        return min(here, wanted if self.most is None else min(wanted, max(self.most, self.quorum)))
+        wanted = max(quorum, math.ceil(self.share * here - 1e-9))
+        return min(here, wanted if self.most is None else min(wanted, max(self.most, quorum)))
 
     def better(self, one: float, other: float) -> float:
         """By how much ``one`` is better than ``other`` as the metric watched."""

@@ -51,6 +51,7 @@ class Peer:
     :param took: seconds that a work takes it.
     :param fault: asked at each point (``commit``: before one, ``committed``, ``said``) whether it dies there, with the keys or
         the topic: the seconds until it is back, or None.
+    :param machine: while it lives.
     :param disk: what it committed.
     :param life: grows at each birth and death; what belongs to another life is not delivered.
     """
@@ -73,17 +74,23 @@ class World:
     """All peers of one job, the bus between them and the time.
 
     :param tap: sees every publication: (peer, what it said).
+    :param witness: sees every commit: (peer, what it committed).
     """
 
-    def __init__(self, seed: int = 0, tap: Callable[[Peer, Say], None] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        tap: Callable[[Peer, Say], None] | None = None,
+        witness: Callable[[Peer, dict[str, Any]], None] | None = None,
+    ) -> None:
         self.now = BEGAN
         self.peers: dict[str, Peer] = {}
         self.retained: dict[str, bytes] = {}
         self.published = 0
         self.delivered = 0
-        self._tap = tap
+        self._tap, self._witness = tap, witness
         self._exact: dict[str, list[Peer]] = {}
-        self._wild: list[tuple[list[str], Peer]] = []
+        self._wild: dict[tuple[int, str], list[tuple[list[str], Peer]]] = {}
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = self._ticks = self._ticked = 0
         self._random = np.random.default_rng(seed)
@@ -142,7 +149,8 @@ class World:
         machine = peer.machine = peer.make()
         for pattern in machine.filters():
             if "+" in pattern:
-                self._wild.append((pattern.split("/"), peer))
+                parts = pattern.split("/")
+                self._wild.setdefault((len(parts), parts[0]), []).append((parts, peer))
             else:
                 self._exact.setdefault(pattern, []).append(peer)
         kept = {key: _decode(value) for key, value in peer.disk.items()}
@@ -184,7 +192,8 @@ class World:
             self._publish(peer, last)
 
     def _unsubscribe(self, peer: Peer) -> None:
-        self._wild = [(parts, other) for parts, other in self._wild if other is not peer]
+        for key, those in self._wild.items():
+            self._wild[key] = [(parts, other) for parts, other in those if other is not peer]
         for others in self._exact.values():
             if peer in others:
                 others.remove(peer)
@@ -218,6 +227,8 @@ class World:
                     peer.disk.pop(key, None)
                 else:
                     peer.disk[key] = _encode(value)
+            if self._witness is not None:
+                self._witness(peer, answer.commit)
             if self._dies(peer, "committed", answer.commit):
                 return
         peer.rows += answer.rows
@@ -286,11 +297,10 @@ class World:
         lag = link.delay + (link.jitter * self._draw() if link.jitter else 0.0)
         for peer in self._exact.get(topic, ()):
             self._send(peer, topic, payload, lag)
-        if self._wild:
-            parts = topic.split("/")
-            for pattern, peer in self._wild:
-                if _matches(pattern, parts):
-                    self._send(peer, topic, payload, lag)
+        parts = topic.split("/")
+        for pattern, peer in self._wild.get((len(parts), parts[0]), ()):
+            if _matches(pattern, parts):
+                self._send(peer, topic, payload, lag)
 
     def _send(self, peer: Peer, topic: str, payload: bytes, lag: float = 0.0) -> None:
         link = peer.link

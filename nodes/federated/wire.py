@@ -22,6 +22,8 @@ from schemas.messages import Array, Message, Update
 
 INLINE = 60_000
 """A model or update of up to so many bytes travels in its message, a larger one as a blob."""
+CHUNK = 64 * 1024
+"""Bytes of a blob's chunk, where the bus takes that much."""
 
 EXTRA = "extra/"
 """Stands before the names of an update's further arrays; no model's array may have such a name."""
@@ -127,15 +129,29 @@ class Ack(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag
     detail: str = ""
 
 
-class Need(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="fl-need/1"):
-    """``c/<client>/need``: a client asks for what it has not heard.
+class Ask(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="fl-ask/1"):
+    """``c/<client>/ask``: a client asks for what it has not heard.
 
-    :param model: digest of the model that it lacks; empty: none.
+    :param model: digest of the model whose manifest it lacks; empty: none.
     :param answer: number of the round whose :class:`Ack` it lacks; 0: none.
     """
 
     model: str = ""
     answer: int = 0
+
+
+class Parcel(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="fl-parcel/1"):
+    """``c/<client>/offer``: an update too large for one message comes as a blob (:mod:`broker.blobs`): its chunks on
+    ``c/<client>/blob``, what the coordinator has of it on ``c/<client>/have``.
+
+    :param digest: sha256 (hex) of the bytes of the ``update/1``, ``size`` how many, ``chunk`` of one chunk.
+    """
+
+    run: int
+    round: int
+    digest: str
+    size: int
+    chunk: int
 
 
 class ModelBody(msgspec.Struct):
@@ -147,12 +163,12 @@ class ModelBody(msgspec.Struct):
 
 _encoder = msgspec.msgpack.Encoder()
 _DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Presence, Call, Manifest, Ack, Need, ModelBody)
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Presence, Call, Manifest, Ack, Ask, Parcel, ModelBody)
 }
-T = TypeVar("T", Presence, Call, Manifest, Ack, Need, ModelBody)
+T = TypeVar("T", Presence, Call, Manifest, Ack, Ask, Parcel, ModelBody)
 
 
-def say(message: Presence | Call | Manifest | Ack | Need) -> bytes:
+def say(message: Presence | Call | Manifest | Ack | Ask | Parcel) -> bytes:
     """The message as it travels."""
     return _encoder.encode(message)
 
@@ -265,6 +281,11 @@ def unpack_update(payload: bytes | memoryview) -> tuple[str, Update, Weights]:
     return message.id, body, extra
 
 
+def room(wanted: tuple[Shape, ...]) -> int:
+    """Bytes that a model with what is shared, or an update with what goes beside it, may have; nobody needs half of it."""
+    return 1_000_000 + 4 * sum(shape.size * np.dtype(shape.dtype).itemsize for shape in wanted)
+
+
 def seed_of(seed: int, number: int, client: str) -> int:
     """The seed of one client in one round, of the job's seed: 63 bits."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{number}:{client}".encode()).digest()[:8], "big") >> 1
@@ -277,11 +298,11 @@ def finite(metrics: Mapping[str, float], most: int = 16) -> dict[str, float]:
 
 
 def same_form(weights: Mapping[str, Array], wanted: tuple[Shape, ...]) -> bool:
-    """Whether extra arrays have names and shapes of the model's and are finite."""
+    """Whether extra arrays are those wanted, in any order, and finite."""
     return all(
         shape.name in weights
         and weights[shape.name].shape == shape.shape
-        and weights[shape.name].dtype.kind == "f"
+        and weights[shape.name].dtype.str == shape.dtype
         and bool(np.isfinite(weights[shape.name]).all())
         for shape in wanted
     ) and len(weights) == len(wanted)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from nodes.compressors._compressor import Compressor
+from nodes.federated import wire
 from nodes.federated.client import Client
 from nodes.federated.coordinator import Coordinator
 from nodes.federated.machine import Machine, Say
@@ -21,7 +23,7 @@ from nodes.federated.wire import seed_of
 from nodes.strategies._strategy import ClientUpdate, Strategy, mean
 from nodes.trainers._trainer import Examples, Fit, Fitted, Trainer
 
-FEATURES, CLASSES = 6, 3
+FEATURES, CLASSES = 40, 3
 
 
 class Softmax(Trainer):
@@ -87,7 +89,7 @@ class Mean(Strategy):
 def parts(clients: int, rows: int = 24, seed: int = 0) -> list[Examples]:
     """Three noisy clusters; each client sees one of them twice as often as the others."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(CLASSES, FEATURES)) * 2
+    centres = rng.normal(size=(CLASSES, FEATURES)) / 3
     out = []
     for k in range(clients):
         n = rows + k % 5
@@ -100,7 +102,7 @@ def name(k: int) -> str:
     return f"c{k:03}"
 
 
-PLAN = {"epochs": 1, "batch": 8, "rate": 0.2}
+PLAN: dict[str, Any] = {"epochs": 1, "batch": 8, "rate": 0.2}
 
 
 def plain_loop(data: list[Examples], rounds: int, plan: dict[str, Any] = PLAN, seed: int = 0) -> list[Weights]:
@@ -124,6 +126,19 @@ def plain_loop(data: list[Examples], rounds: int, plan: dict[str, Any] = PLAN, s
     return out
 
 
+class Deaths:
+    """Dies at the points of those numbers, counted from 0, and is back after so many seconds."""
+
+    def __init__(self, at: Iterable[int] = (), back: float = 0.5) -> None:
+        self.at, self.back, self.points = set(at), back, 0
+        self.where: list[str] = []
+
+    def __call__(self, point: str, what: str) -> float | None:
+        self.points += 1
+        self.where.append(f"{point} {what}")
+        return self.back if self.points - 1 in self.at else None
+
+
 @dataclass
 class Site:
     """A job on a virtual bus: ``lead`` and its clients."""
@@ -141,12 +156,18 @@ class Site:
     starts: dict[str, float] = field(default_factory=dict)
     heard: list[tuple[str, Say]] = field(default_factory=list)
     trainer: Callable[[], Softmax] = Softmax
+    sizes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.world = World(self.seed, tap=lambda peer, say: self.heard.append((peer.name, say)))
+        self.commits: list[dict[str, Any]] = []
+        self.world = World(self.seed, lambda peer, say: self.heard.append((peer.name, say)), self._witness)
         self.trainers: dict[str, list[Softmax]] = {}
         self.lead = self.world.add("lead", self.coordinator, link=self.link, took=self.took, fault=self.fault)
         self.clients = [self.client(k) for k in range(len(self.data))]
+
+    def _witness(self, peer: Peer, commit: dict[str, Any]) -> None:
+        if peer.name == "lead":
+            self.commits.append(dict(commit))
 
     def coordinator(self) -> Coordinator:
         return Coordinator(
@@ -155,6 +176,7 @@ class Site:
             Softmax().weights(),
             compressor=self.compressor,
             evaluate=self.evaluate,
+            **self.sizes,
         )
 
     def client(self, k: int) -> Peer:
@@ -170,6 +192,7 @@ class Site:
                 lambda: examples,
                 lambda: len(examples),
                 compressors=lambda spec: self.compressor,
+                **self.sizes,
             )
 
         return self.world.add(
@@ -200,22 +223,51 @@ class Site:
     @property
     def model(self) -> bytes:
         """The bytes of the model as the coordinator committed it last."""
-        import msgspec
-
         kept: bytes = msgspec.msgpack.decode(self.lead.disk["model"])["data"]
         return kept
 
     def models_by_version(self) -> dict[int, Weights]:
         """Every model that was published."""
-        from nodes.federated import wire
-
         said = [wire.hear(wire.Manifest, say.payload) for _, say in self.heard if say.topic == "model"]
         return {manifest.version: wire.unpack_model(manifest.data, manifest.shapes)[0] for manifest in said}
 
-    def weights(self) -> Weights:
-        from nodes.federated.wire import unpack_model
+    def shared(self) -> Weights:
+        """What the strategy shares beside the model."""
+        return wire.unpack_model(self.model, shapes(Softmax().weights()))[1]
 
-        return unpack_model(self.model, shapes(Softmax().weights()))[0]
+    def replay(self, aggregate: Callable[[Weights, Any], Weights] | None) -> list[tuple[str, int]]:
+        """Recompute every model that was committed from the updates that were; (client, round) of each that was used.
+
+        :param aggregate: None: only look at who was.
+        """
+        updates: dict[str, bytes] = {}
+        counted: list[tuple[str, int]] = []
+        models: list[tuple[bytes, str]] = []
+        used: list[tuple[str, int]] = []
+        form = shapes(Softmax().weights())
+        for commit in self.commits:
+            if (made := commit.get("model")) is not None:
+                if models and aggregate is not None:
+                    versions = {base: version for version, (_, base) in enumerate(models)}
+                    given = []
+                    for client, number in counted:
+                        _, body, extra = wire.unpack_update(updates[f"update/{number}/{client}"])
+                        late = len(models) - 1 - versions[body.base]
+                        given.append(ClientUpdate(client, body.tensors, body.samples, extra, {}, late))
+                    new = aggregate(wire.unpack_model(models[-1][0], form)[0], given)
+                    assert wire.pack_model(new, {}) == made["data"]
+                if models:
+                    used += counted
+                models.append((made["data"], made["digest"]))
+            updates.update(
+                {key: value for key, value in commit.items() if key.startswith("update/") and value is not None}
+            )
+            if (held := commit.get("round")) is not None:
+                counted = [(client, number) for client, number in held["counted"]]
+        return used
+
+    def weights(self) -> Weights:
+        return wire.unpack_model(self.model, shapes(Softmax().weights()))[0]
 
 
 def audit(site: Site) -> dict[int, list[str]]:
@@ -224,8 +276,6 @@ def audit(site: Site) -> dict[int, list[str]]:
     No update is counted twice, none of a dead round, none that was not answered with ``taken``; and nobody trains twice for a
     round: all publications of one update are the same bytes.
     """
-    from nodes.federated import wire
-
     updates: dict[tuple[int, str], bytes] = {}
     taken: dict[int, set[str]] = {}
     models: dict[int, Weights] = {}

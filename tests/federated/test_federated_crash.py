@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from job_site import PLAN, Site, audit, name, parts
+from job_site import PLAN, Deaths, Site, audit, name, parts
 
 from nodes.federated.rules import Rules
 from nodes.federated.virtual import Fault, Link
 
 DATA = parts(3)
 RULES = Rules(job="j", rounds=3, least=3, quorum=3, fit=PLAN, deadline=30)
-
-
-class Deaths:
-    """Dies at the points of those numbers, counted from 0, and is back after so many seconds."""
-
-    def __init__(self, at: Iterable[int] = (), back: float = 0.5) -> None:
-        self.at, self.back, self.points = set(at), back, 0
-        self.where: list[str] = []
-
-    def __call__(self, point: str, what: str) -> float | None:
-        self.points += 1
-        self.where.append(f"{point} {what}")
-        return self.back if self.points - 1 in self.at else None
 
 
 def undisturbed() -> tuple[bytes, Deaths, Deaths]:

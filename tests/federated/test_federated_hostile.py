@@ -40,8 +40,8 @@ def running() -> tuple[Site, wire.Call, Weights]:
 
 
 def update(call: wire.Call, delta: Weights, **more: Any) -> bytes:
-    known = {"job": "j", "run": call.run, "number": call.round, "client": name(3), "base": call.base, "samples": 10}
-    known.update(packed=delta, extra={}, metrics={}, time=0)
+    known: dict[str, Any] = {"job": "j", "run": call.run, "number": call.round, "client": name(3), "base": call.base}
+    known.update(samples=10, packed=delta, extra={}, metrics={}, time=0)
     known.update(more)
     return wire.pack_update(known.pop("job"), known.pop("run"), known.pop("number"), known.pop("client"), **known)
 
@@ -143,7 +143,7 @@ def test_who_is_unknown_or_not_asked_is_told() -> None:
 
 
 def test_the_quarantine_is_bounded() -> None:
-    site, call, _ = running()
+    site, _, _ = running()
     for k in range(200):
         site.world.inject(f"c/x{k:03}/up", b"rubbish")
     assert site.run()
@@ -222,7 +222,7 @@ MESSAGES: list[Any] = [
     wire.Call("j", 1, 2, 3, wire.COLLECTING, "b", 5, 2, ("c000",)),
     wire.Manifest("j", 1, 2, 3, 4, "d", "b", 1, Softmax().form, data=b"x"),
     wire.Ack(1, 2, 3, wire.TAKEN),
-    wire.Need("m", 3),
+    wire.Ask("m", 3),
 ]
 TOPICS = ["round", "model", "c/c000/ack", "c/c000/up", "c/c000/state", "c/c000/ask", "c/c000/need", "c//up", "x", ""]
 

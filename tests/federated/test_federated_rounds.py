@@ -251,11 +251,11 @@ def accuracy(site_data: list[Examples]) -> Any:
 
 def test_it_ends_at_the_target() -> None:
     data = parts(4)
-    site = Site(rules(rounds=200, target=("loss", 0.2)), data, evaluate=accuracy(data))
+    site = Site(rules(rounds=200, target=("loss", 0.5)), data, evaluate=accuracy(data))
     assert site.run()
     assert outcome(site) == "target"
     losses = [row["loss"] for row in site.rows]
-    assert losses[-1] <= 0.2 < losses[-2]
+    assert losses[-1] <= 0.5 < losses[-2]
 
 
 def test_it_ends_when_nothing_gets_better() -> None:
@@ -285,7 +285,7 @@ def test_a_round_that_makes_it_worse_is_thrown_away() -> None:
     assert site.run()
     assert [row["status"] for row in site.rows] == ["committed", "committed", "rejected", "committed", "committed"]
     assert sorted(audit(site)) == [1, 2, 4, 5]
-    digests = {}
+    digests: dict[int, str] = {}
     for call in calls(site):
         digests.setdefault(call.round, call.base)
     assert digests[3] == digests[4]  # the round after began where the one before had
