@@ -272,5 +272,13 @@ class Sink(ABC):
         :raises RejectedError: some are refused for good; the others are written.
         """
 
+    async def beside(self) -> None:
+        """What it does beside writing (train). Called once, after :meth:`open`; an exception fails the node. Cancelled when
+        the node leaves."""
+
+    async def finish(self) -> None:
+        """All inputs have ended, and all is written: returns when what is done beside is over. Cancelled when the node is to
+        stop, or when the run is ended, and called again by its next life. Not of a sink with a spool."""
+
     async def close(self) -> None:
         """Flush and free."""

@@ -248,7 +248,7 @@ class Party:
         rows: list[dict[str, Any]] = []
         for answer in answers:
             values.update(answer.commit)
-            rows += answer.rows
+            rows += [{"time": time.time_ns(), **row} for row in answer.rows]
         if values or rows or hard:
             await self._commit(values, rows, hard=hard)
         if heard and self._subscription is not None:

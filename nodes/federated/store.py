@@ -7,6 +7,7 @@ what the protocol would recover from anyway: the last seconds of a round, which 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import msgspec
 from schemas.errors import RunError
 
 _SCHEMA = """
+CREATE TABLE IF NOT EXISTS stream (name TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, row BLOB NOT NULL);
 """
@@ -46,6 +48,10 @@ class Store:
                 "PRAGMA cache_size=-512"
             )  # models pass through once; nothing is gained by keeping their pages
             self._db.executescript(_SCHEMA)
+            if self._db.execute("SELECT count(*) FROM stream").fetchone()[0] == 0:
+                self._db.execute("INSERT INTO stream VALUES (?)", (os.urandom(4).hex(),))
+            self.stream: str = self._db.execute("SELECT name FROM stream").fetchone()[0]
+            """Eight hex digits, as long as the file lives: the name of the stream of its rows."""
         except (OSError, sqlite3.Error) as error:
             raise RunError(f"the file {path} cannot be used: {error}") from error
 
