@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from nodes import kinds
 from nodes.federated.weights import UnfitError, Weights, flat, minus, shapes
 from nodes.strategies import scaffold
-from nodes.strategies._strategy import ClientUpdate, Strategy
+from nodes.strategies._strategy import ClientUpdate, Strategy, TooFewError
 from schemas.messages import Array
 
 FORMS = {"w": (5, 3), "b": (3,), "scale": ()}
@@ -178,6 +179,155 @@ def test_state_of_another_model_is_refused() -> None:
         made.restore({"step": {"w": {"dtype": "<f8", "shape": [3], "data": b"123"}}})
 
 
+def test_fednova_with_as_many_steps_each_is_the_average() -> None:
+    some = updates(5, metrics={"steps": 12.0})
+    near(strategy("fednova").aggregate(MODEL, some), flat(strategy("fedavg").aggregate(MODEL, some)))
+
+
+def test_fednova_by_its_formula() -> None:
+    taken = [5.0, 10.0, 40.0, 1.0]
+    some = [replace(u, metrics={"steps": steps}) for u, steps in zip(updates(4), taken, strict=True)]
+    n = np.array([update.samples for update in some], np.float64)
+    p, tau = n / n.sum(), np.array(taken)
+    near(strategy("fednova").aggregate(MODEL, some), flat(MODEL) + (p @ tau) * ((p / tau) @ rows(some)))
+
+
+def test_fednova_believes_no_fancy_number_of_steps() -> None:
+    some = [replace(u, metrics={"steps": steps}) for u, steps in zip(updates(3), (10.0, 10.0, 1e30), strict=True)]
+    same = [replace(u, metrics={"steps": steps}) for u, steps in zip(updates(3), (10.0, 10.0, 100.0), strict=True)]
+    near(strategy("fednova").aggregate(MODEL, some), flat(strategy("fednova").aggregate(MODEL, same)))
+    for nonsense in (float("nan"), float("inf")):
+        with pytest.raises(UnfitError, match="c00 does not say"):
+            strategy("fednova").aggregate(MODEL, [replace(some[0], metrics={"steps": nonsense})])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 11])
+def test_median(n: int) -> None:
+    some = updates(n)
+    near(strategy("median").aggregate(MODEL, some), flat(MODEL) + np.median(rows(some), 0))
+
+
+@pytest.mark.parametrize(("n", "trim", "out"), [(10, 0.3, 3), (10, 0.25, 3), (100, 0.29, 29), (3, 0.4, 1), (5, 0, 0)])
+def test_trimmed_mean(n: int, trim: float, out: int) -> None:
+    some = updates(n)
+    wanted = [sum(sorted(column)[out : n - out]) / (n - 2 * out) for column in rows(some).T.tolist()]
+    near(strategy("trimmed-mean", trim=trim).aggregate(MODEL, some), flat(MODEL) + wanted)
+
+
+def krum_scores(some: Sequence[Array], faulty: int) -> list[tuple[float, float]]:
+    """As the paper says it, with loops; and the distance to all, for two who are each other's nearest."""
+    out = []
+    for i, one in enumerate(some):
+        apart = sorted(float(((one - other) ** 2).sum()) for j, other in enumerate(some) if j != i)
+        out.append((sum(apart[: max(len(some) - faulty - 2, 1)]), sum(apart)))
+    return out
+
+
+@pytest.mark.parametrize(("n", "faulty", "choose"), [(9, 3, 1), (12, 3, 6), (3, 0, 1), (15, 2, 5)])
+def test_krum(n: int, faulty: int, choose: int) -> None:
+    some = updates(n)
+    found = krum_scores(list(rows(some)), faulty)
+    best = sorted(range(n), key=lambda i: found[i])[:choose]
+    made = strategy("krum", faulty=faulty, choose=choose)
+    assert made.least() == 2 * faulty + 3
+    near(made.aggregate(MODEL, some), flat(MODEL) + rows(some)[best].mean(0))
+
+
+@pytest.mark.parametrize(("n", "faulty"), [(7, 1), (11, 2), (13, 2), (5, 0)])
+def test_bulyan(n: int, faulty: int) -> None:
+    some = updates(n)
+    left = list(rows(some))
+    chosen: list[Array] = []
+    while len(chosen) < n - 2 * faulty:
+        found = krum_scores(left, faulty)
+        chosen.append(left.pop(found.index(min(found))))
+    wanted = []
+    for column in np.array(chosen).T:
+        near_first = np.argsort(np.abs(column - np.median(column)))
+        wanted.append(column[near_first[: n - 4 * faulty]].mean())
+    made = strategy("bulyan", faulty=faulty)
+    assert made.least() == 4 * faulty + 3
+    near(made.aggregate(MODEL, some), flat(MODEL) + wanted)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 11])
+def test_geometric_median_is_where_the_sum_of_distances_is_least(n: int) -> None:
+    some = updates(n)
+    step = flat(strategy("geometric-median", steps=2000).aggregate(MODEL, some)) - flat(MODEL)
+
+    def summed(point: Array) -> float:
+        return float(np.linalg.norm(rows(some) - point, axis=1).sum())
+
+    draw = np.random.default_rng(1)
+    assert all(
+        summed(step) <= summed(step + draw.normal(0, size, 19)) + 1e-4 for size in (1e-3, 1e-2, 1) for _ in range(50)
+    )
+    assert all(summed(step) <= summed(point) + 1e-4 for point in [*rows(some), rows(some).mean(0)])
+
+
+def test_geometric_median_step_by_step() -> None:
+    """Weiszfeld's algorithm with the points themselves, where the product has only their inner products."""
+    some = updates(8)
+    points = rows(some)
+    point = points.mean(0)
+    for _ in range(500):
+        far = np.linalg.norm(points - point, axis=1)
+        point = (points / far[:, None]).sum(0) / (1 / far).sum()
+    near(strategy("geometric-median", steps=500).aggregate(MODEL, some), flat(MODEL) + point)
+
+
+@pytest.mark.parametrize("far", [1e3, 1e30])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("median", {}),
+        ("trimmed-mean", {"trim": 0.3}),
+        ("krum", {"faulty": 3}),
+        ("krum", {"faulty": 3, "choose": 4}),
+        ("bulyan", {"faulty": 3}),
+        ("geometric-median", {}),
+    ],
+)
+def test_three_far_away_do_not_carry_it_off(name: str, options: dict[str, Any], far: float) -> None:
+    """What comes out stays among the honest, however far the others are."""
+    n = 15 if name == "bulyan" else 10
+    some = updates(n)
+    size = float(np.linalg.norm(rows(some), axis=1).max())
+    bad = [
+        replace(update, delta={key: np.float32(far) * np.ones_like(array) for key, array in update.delta.items()})
+        for update in some[:3]
+    ]
+    model = strategy(name, **options).aggregate(MODEL, bad + some[3:])
+    assert np.linalg.norm(flat(model) - flat(MODEL)) <= size
+    assert np.linalg.norm(flat(strategy("fedavg").aggregate(MODEL, bad + some[3:]))) > 10 * size
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "least"),
+    [("krum", {"faulty": 3}, 9), ("bulyan", {"faulty": 2}, 11), ("trimmed-mean", {"trim": 0.1}, 3)],
+)
+def test_too_few_updates_are_told(name: str, options: dict[str, Any], least: int) -> None:
+    made = strategy(name, **options)
+    assert made.least() == least
+    with pytest.raises(TooFewError, match=f"{least - 1} updates, this strategy needs {least}"):
+        made.aggregate(MODEL, updates(least - 1))
+    made.aggregate(MODEL, updates(least))
+
+
+def test_only_what_needs_the_sum_alone_says_so() -> None:
+    """Those that do give with the weighted mean, as one client's, what they give with all."""
+    some = updates(6)
+    n = sum(update.samples for update in some)
+    mean = strategy("fedavg").aggregate({k: np.zeros_like(v) for k, v in MODEL.items()}, some)
+    summing = {"fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"}
+    for name, options in EVERY:
+        made = strategy(name, **options)
+        assert made.sums == (name in summing)
+        if made.sums:
+            whole = strategy(name, **options).aggregate(MODEL, some)
+            near(made.aggregate(MODEL, [ClientUpdate("all", mean, n)]), flat(whole))
+
+
 EVERY: list[tuple[str, dict[str, Any]]] = [
     ("fedavg", {}),
     ("fedprox", {}),
@@ -186,6 +336,13 @@ EVERY: list[tuple[str, dict[str, Any]]] = [
     ("fedyogi", {}),
     ("fedadagrad", {}),
     ("scaffold", {}),
+    ("fednova", {}),
+    ("median", {}),
+    ("trimmed-mean", {}),
+    ("krum", {"faulty": 2}),
+    ("krum", {"faulty": 4, "choose": 3}),
+    ("bulyan", {"faulty": 2}),
+    ("geometric-median", {}),
 ]
 
 
@@ -195,7 +352,7 @@ def test_every_strategy_is_in_these_tests() -> None:
 
 @pytest.mark.parametrize(("name", "options"), EVERY)
 def test_the_same_updates_give_the_same_bytes_and_nothing_given_is_changed(name: str, options: dict[str, Any]) -> None:
-    some, before = updates(11), flat(MODEL)
+    some, before = updates(11, metrics={"steps": 3.0}), flat(MODEL)
     kept = rows(some)
     one, other = (strategy(name, **options).aggregate(MODEL, some) for _ in range(2))
     assert all(one[key].tobytes() == other[key].tobytes() for key in FORMS)
@@ -208,7 +365,7 @@ def test_the_same_updates_give_the_same_bytes_and_nothing_given_is_changed(name:
 
 @pytest.mark.parametrize(("name", "options"), EVERY)
 def test_the_order_of_the_clients_does_not_matter(name: str, options: dict[str, Any]) -> None:
-    some = updates(11)
+    some = updates(11, metrics={"steps": 3.0})
     mixed = [some[i] for i in np.random.default_rng(5).permutation(11)]
     near(strategy(name, **options).aggregate(MODEL, mixed), flat(strategy(name, **options).aggregate(MODEL, some)))
 
@@ -218,7 +375,7 @@ def test_a_restart_between_rounds_changes_nothing(name: str, options: dict[str, 
     straight, model = strategy(name, **options), dict(MODEL)
     broken, again = strategy(name, **options), dict(MODEL)
     for number in range(4):
-        some = updates(11, number)
+        some = updates(11, number, metrics={"steps": 3.0})
         model = straight.aggregate(model, some)
         state = msgspec.msgpack.decode(msgspec.msgpack.encode(broken.snapshot()))
         broken = strategy(name, **options)
@@ -235,6 +392,17 @@ def test_a_restart_between_rounds_changes_nothing(name: str, options: dict[str, 
         ("fedavg", {"weigh": "rows"}),
         ("fedavg", {"stale": -1}),
         ("fedavg", {"proximal": 1}),
+        ("fedprox", {"proximal": 0}),
+        ("fedavgm", {"momentum": 1}),
+        ("fedadam", {"floor": 0}),
+        ("scaffold", {"clients": 0}),
+        ("fednova", {"most": 0}),
+        ("trimmed-mean", {"trim": 0.5}),
+        ("krum", {}),
+        ("krum", {"faulty": -1}),
+        ("krum", {"faulty": 3, "choose": 7}),
+        ("bulyan", {}),
+        ("geometric-median", {"smooth": 0}),
     ],
 )
 def test_wrong_options_are_refused(name: str, options: dict[str, Any]) -> None:
