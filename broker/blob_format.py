@@ -36,9 +36,9 @@ _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
 
 class BlobError(BusError):
-    """This blob cannot be taken: ``reason`` is a short stable word.
+    """This blob cannot be had or taken: ``reason`` is a short stable word.
 
-    :param reason: ``bad-offer``, ``too-big``, ``no-room``, ``damaged`` or ``refused``.
+    :param reason: ``bad-offer``, ``too-big``, ``no-room``, ``damaged``, ``absent`` or, by the far end, ``refused``.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -146,11 +146,16 @@ def offer(data: Buffer, chunk: int = CHUNK) -> Offer:
 
 
 class Chunk(Plain, frozen=True, gc=False):
-    """One piece of a blob. ``data``, once decoded, is a view on what was received."""
+    """One piece of a blob.
+
+    :param data: once decoded, a view on what was received.
+    :param turn: grows with each chunk that a sender sends, repeats too; 0: not said.
+    """
 
     digest: str
     index: _Count
     data: memoryview
+    turn: _Count = 0
 
 
 class Ack(Plain, frozen=True, gc=False):
@@ -179,13 +184,15 @@ class Need(Plain, frozen=True, gc=False):
     """What one of many receivers wants to be sent now, on the topic that all of them read.
 
     :param ranges: (first chunk, how many).
-    :param last: the chunk that it received last; -1: none yet. What was sent after that one may be under way.
+    :param last: ``turn`` of the chunk that it received last; 0: none yet. What was sent after that may be under way.
+    :param since: ns that it has listened for; where it received nothing yet, what was sent before that passed it by.
     :param again: it waited long enough for these: they are not under way.
     """
 
     digest: str
     ranges: tuple[tuple[_Count, _Count], ...] = ()
-    last: int = -1
+    last: _Count = 0
+    since: _Count = 0
     again: bool = False
 
 
@@ -233,6 +240,16 @@ class Held:
         if index == self.edge:
             self._advance()
         return True
+
+    def in_chunks(self, old: Offer, new: Offer) -> Held:
+        """The same bytes in chunks of another size: those that are there from end to end."""
+        out = Held(new.count)
+        for index in range(new.count):
+            first = index * new.chunk
+            last = first + max(new.length(index), 1) - 1
+            if all(i in self for i in range(first // old.chunk, last // old.chunk + 1)):
+                out.add(index)
+        return out
 
     def clear(self) -> None:
         """None is there any more."""

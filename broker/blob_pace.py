@@ -7,7 +7,9 @@ MOST_WINDOW = 8
 """Chunks under way at most."""
 FIRST_WINDOW = 2
 FIRST_TIMEOUT = 3_000 * MS
-"""As long as no round trip was seen."""
+"""Of what was sent, as long as no round trip was seen."""
+FIRST_ASK = 500 * MS
+"""Of what was asked for, likewise: a question is small, and who is asked knows what is under way."""
 LEAST_TIMEOUT = 200 * MS
 MOST_TIMEOUT = 60_000 * MS
 QUEUEING = 250 * MS
@@ -39,7 +41,7 @@ class Steady:
 
 
 class Pace:
-    """Of one way to one peer; may serve several blobs, one after the other. Times in ns.
+    """Of one way to one peer; may serve several blobs, one after the other. Times in ns. ``first``: the timeout at first.
 
     The round trip is estimated as in RFC 6298. The window grows by one chunk for each that arrives, falls by half for a loss
     and to one chunk for a time in which nothing came back; while round trips take twice as long as the shortest one, the
@@ -47,9 +49,10 @@ class Pace:
     and shrinks where they take three times as long.
     """
 
-    def __init__(self, window: int = MOST_WINDOW) -> None:
+    def __init__(self, window: int = MOST_WINDOW, *, first: int = FIRST_TIMEOUT) -> None:
         self.most = max(1, min(window, MOST_WINDOW))
         self.window = min(FIRST_WINDOW, self.most)
+        self._first = first
         self.rtt = 0
         """Mean; 0: not known."""
         self._spread = 0
@@ -61,7 +64,7 @@ class Pace:
     def usual(self) -> int:
         """After how long what was sent counts as lost, were the far end there."""
         if not self.rtt:
-            return FIRST_TIMEOUT
+            return self._first
         return max(LEAST_TIMEOUT, min(self.rtt + 4 * self._spread, MOST_TIMEOUT))
 
     @property

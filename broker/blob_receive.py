@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from broker.blob_format import Ack, Buffer, Chunk, Need, NotAMessageError
 from broker.blob_hold import Hold
-from broker.blob_pace import MS, Pace, Steady
+from broker.blob_pace import FIRST_ASK, MS, Pace, Steady
 from broker.spool_figures import NoRoomError
 
 Took: TypeAlias = Literal["new", "repeat", "foreign", "wrong", "garbage", "no-room"]
@@ -39,6 +39,7 @@ class Receiver:
         self._clock = Steady(now)
         self._quiet = now  # since when nothing came, or was said
         self._patience = PATIENCE
+        self._last = 0  # turn of the chunk that came last
         self._say = True
         self._ask = True
         if not hold.whole and hold.held.full:  # killed just before it was looked at
@@ -78,7 +79,7 @@ class Receiver:
         if self.over:
             return "repeat"
         self._patience = min(max(PATIENCE, 2 * (now - self._quiet)), MOST_PATIENCE)
-        self._quiet = now
+        self._quiet, self._last = now, chunk.turn
         new = False
         try:
             new = hold.write(index, chunk.data)
@@ -175,15 +176,16 @@ class Fetching(Receiver):
     """A blob that is published for many: asks for what is missing here, the first chunks first, and takes what others asked for.
 
     :param pace: of the way there; its window is how many chunks are asked for at once.
+    :param since: when the topic of the chunks was subscribed to; by default ``now``.
     """
 
-    def __init__(self, hold: Hold, now: int, *, pace: Pace | None = None) -> None:
-        self.pace = Pace() if pace is None else pace
+    def __init__(self, hold: Hold, now: int, *, pace: Pace | None = None, since: int | None = None) -> None:
+        self._began = now if since is None else since
+        self.pace = Pace(first=FIRST_ASK) if pace is None else pace
         self._asked: dict[
             int, tuple[int, int, bool]
         ] = {}  # index → when, the how manieth, again; in the order of asking
         self._asks = 0
-        self._last = -1
         self._newest = 0  # the last asking that was answered
         self._again = False
         super().__init__(hold, now)
@@ -219,7 +221,9 @@ class Fetching(Receiver):
         again, self._again = self._again, False
         if not wanted:
             return None
-        return Need(self.offer.digest, _ranges(wanted), self._last, again).encode()
+        return Need(
+            self.offer.digest, _ranges(wanted), self._last, min(max(0, now - self._began), 1 << 40), again
+        ).encode()
 
     def wake(self) -> int | None:
         if self.over:
@@ -230,7 +234,7 @@ class Fetching(Receiver):
 
     def linked(self, now: int) -> None:
         """The link was lost and is there again: what was asked for is asked for again."""
-        self._quiet = self._clock(now)
+        self._quiet = self._began = self._clock(now)
         self._say = self._again = True
         self._asked.clear()
         self.pace.heard()
@@ -242,7 +246,6 @@ class Fetching(Receiver):
         return max(self._quiet, first[0]) + self.pace.timeout
 
     def _arrived(self, index: int, now: int) -> None:
-        self._last = index
         found = self._asked.pop(index, None)
         if found is not None:
             when, order, again = found

@@ -7,14 +7,16 @@ from heapq import heappop, heappush
 from typing import TypeAlias
 
 from broker.blob_format import Ack, Buffer, Chunk, Held, Need, NotAMessageError, Offer
-from broker.blob_pace import Pace, Steady
+from broker.blob_pace import FIRST_TIMEOUT, MS, Pace, Steady
 
 Source: TypeAlias = Callable[[int, int], Buffer]
 """Where a sender reads: (offset, size) → that many bytes."""
 LATER = 3
 """A chunk is lost when so many that were sent after it have arrived."""
 _REMEMBERED = 8192  # chunks whose sending a broadcast remembers
+_TURNS = 256  # sendings of which it remembers when they were
 _ASKS = 64  # chunks of one Need
+_UNKNOWN = 1_000 * MS  # a round trip, as long as none was seen
 
 
 def _reader(source: Buffer | Source, wanted: Offer) -> Source:
@@ -42,7 +44,7 @@ class Sender:
     def _chunk(self, index: int) -> bytes:
         self.sent += 1
         data = memoryview(self._read(index * self.offer.chunk, self.offer.length(index)))
-        return Chunk(self.offer.digest, index, data).encode()
+        return Chunk(self.offer.digest, index, data, self.sent).encode()
 
 
 class Outgoing(Sender):
@@ -234,7 +236,8 @@ class Broadcast(Sender):
         self._sendings: dict[
             int, tuple[int, int]
         ] = {}  # index → when it was sent last, the how manieth sending that was
-        self._named = 0  # last sending that a receiver named
+        self._turns: dict[int, int] = {}  # the last sendings that no receiver has named: when
+        self._named = 0  # the last one that was
 
     def heard(self, payload: Buffer | Need, now: int) -> bool:
         """A receiver said what it needs: perhaps late, repeated, or garbage. Never raises.
@@ -248,17 +251,20 @@ class Broadcast(Sender):
             return False
         if need.digest != self.offer.digest:
             return False
-        when, order = self._sendings.get(need.last, (0, 0))
-        if order > self._named:
-            self._named = order
-            self.pace.measured(now - when)
+        last = need.last if need.last <= self.sent else 0  # more: of another sender, before us
+        if last > self._named:
+            self._named = last
+            if (when := self._turns.pop(last, None)) is not None:
+                self.pace.measured(now - when)
+            while self._turns and next(iter(self._turns)) < last:
+                del self._turns[next(iter(self._turns))]
         asked = 0
         for first, count in need.ranges:
             for index in range(first, min(first + min(count, _ASKS), self.offer.count)):
                 if asked >= _ASKS:
                     return True
                 asked += 1
-                if index not in self._wanted and not self._under_way(index, order, now, again=need.again):
+                if index not in self._wanted and not self._under_way(index, last, now, need.since, again=need.again):
                     self._wanted[index] = None
         return True
 
@@ -272,6 +278,9 @@ class Broadcast(Sender):
             del self._wanted[index]
             self._sendings.pop(index, None)
             self._sendings[index] = now, self.sent
+            self._turns[self.sent] = now
+            if len(self._turns) > _TURNS:
+                del self._turns[next(iter(self._turns))]
             if len(self._sendings) > _REMEMBERED:
                 del self._sendings[next(iter(self._sendings))]
         return out
@@ -286,14 +295,14 @@ class Broadcast(Sender):
         self._clock(now)
         self._sendings.clear()
 
-    def _under_way(self, index: int, order: int, now: int, *, again: bool) -> bool:
-        """Whether it was sent just now: later than what the receiver heard last, or, for one that waited long, within a round
-        trip.
+    def _under_way(self, index: int, last: int, now: int, since: int, *, again: bool) -> bool:
+        """Whether what was sent already may still arrive: it was sent later than what the receiver has heard last, or since it
+        listens; for one that waited long, within a round trip.
         """
         sending = self._sendings.get(index)
         if sending is None:
             return False
-        at, which = sending
-        if again or not order:
-            return now - at < (self.pace.rtt or self.pace.usual // 8)
-        return which > order
+        at, turn = sending
+        if again:
+            return now - at < (self.pace.rtt or _UNKNOWN)
+        return turn > last if last else now - at < min(since, FIRST_TIMEOUT)

@@ -17,7 +17,7 @@ class Link:
 
     :param loss: share of messages that vanish; ``repeat``: that come twice; ``spread``: ms that one may be late.
     :param rate: bytes per second that go through, one after the other; 0: no limit.
-    :ivar out: messages that were handed to the link.
+    :ivar out: messages that were handed to the link; ``lost``: those of them that vanished.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Link:
         self.rate = rate
         self.down = False
         self.out = 0
+        self.lost = 0
         self._free = 0
         self._numbers = 0
         self._under_way: list[tuple[int, int, Callable[[bytes, int], object], bytes]] = []
@@ -47,6 +48,7 @@ class Link:
         """False: it was lost."""
         self.out += 1
         if self.down or self.draw.random() < self.loss:
+            self.lost += 1
             return False
         for _ in range(2 if self.draw.random() < self.repeat else 1):
             at = self.now + int((self.delay + self.draw.random() * self.spread) * MS)
@@ -59,6 +61,7 @@ class Link:
 
     def clear(self) -> None:
         """What is under way vanishes."""
+        self.lost += len(self._under_way)
         self._under_way.clear()
 
     def next(self) -> int | None:
