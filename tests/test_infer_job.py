@@ -12,11 +12,12 @@ import pytest
 from brokers import started
 from harness import until
 
+from broker.blobs import Broadcast, offer
 from broker.bus import Publication
 from broker.connect import connect
 from nodes import kinds
 from nodes.federated import file, wire
-from nodes.federated.follower import AGAIN, Follower
+from nodes.federated.follower import Follower
 from nodes.federated.weights import Weights, digest, shapes
 from nodes.infer import Config, build
 from nodes.inference import Infer
@@ -140,14 +141,17 @@ class Heard:
         self.taken: list[tuple[int, str]] = []
         self.machine = Follower("belt", "seen", lambda m, w: self.taken.append((m.version, digest(w))))
         self.machine.start({}, 0)
-        self.said: list[str] = []
+        self.said: list[tuple[str, bytes]] = []
         self.work: Callable[[], Any] | None = None
 
-    def hear(self, payload: bytes, now: int = 0) -> None:
-        self._do(self.machine.heard("model", payload, now))
+    def hear(self, payload: bytes, now: int = 0, topic: str = "model") -> None:
+        self._do(self.machine.heard(topic, payload, now))
+
+    def tick(self, now: int) -> None:
+        self._do(self.machine.tick(now))
 
     def _do(self, out: Any) -> None:
-        self.said += [say.topic for say in out.say]
+        self.said += [(say.topic, say.payload) for say in out.say]
         if out.work is not None:
             assert self.work is None
             self.work = out.work.act
@@ -196,16 +200,28 @@ def test_a_model_that_is_not_its_manifests_is_not_taken() -> None:
     assert heard.machine.garbage == 3
 
 
-def test_a_model_without_its_bytes_is_asked_for_until_it_comes() -> None:
-    heard = Heard()
-    heard.hear(manifest(weights(1), 1, data=b""))
-    assert heard.said == ["c/seen/need"]
-    assert heard.machine.wake() == AGAIN
-    heard._do(heard.machine.tick(AGAIN))
-    assert heard.said == ["c/seen/need"] * 2
-    heard.hear(manifest(weights(1), 1))
-    heard.finish()
-    assert heard.taken == [(1, digest(weights(1)))]
+def test_a_large_model_comes_in_chunks_and_the_next_one_may_overtake_it() -> None:
+    heard, now = Heard(), 0
+    for version, bring in ((1, False), (2, True)):
+        large = {"w1": np.full(2000, version, np.float32)}
+        data = wire.pack_model(large, {})
+        blob = offer(data, 1024)
+        said = Broadcast(blob, data, now)
+        asked = len(heard.said)
+        heard.hear(manifest(large, version, data=b"", blob=blob.digest, size=blob.size, chunk=blob.chunk), now)
+        while bring and not heard.taken:
+            now += 10_000_000
+            heard.tick(now)
+            for need in heard.said[asked:]:
+                said.heard(need[1], now)
+            asked = len(heard.said)
+            for chunk in said.send(now):
+                heard.hear(chunk, now, topic=f"blob/{blob.digest}")
+            if heard.work is not None:
+                heard.finish()
+            assert now < 60 * 10**9
+    assert {topic for topic, _ in heard.said} == {"c/seen/need"}
+    assert heard.taken == [(2, digest(large))]
     assert heard.machine.wake() is None
 
 

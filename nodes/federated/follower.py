@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 from nodes.federated import wire
+from nodes.federated.download import Download
 from nodes.federated.machine import Answer, Machine, Say, Work
 from nodes.federated.weights import Weights, digest, fit
 from schemas.errors import PayloadError
 
-AGAIN = 5 * 1_000_000_000
-"""ns after which a model that we know of and lack is asked for again."""
+LARGEST = 1 << 30
+"""Bytes of a model; one that says that it has more is not fetched."""
 
 
 class Follower(Machine):
@@ -29,31 +30,32 @@ class Follower(Machine):
         self._take = take
         self._newest = (0, 0, -1)
         self._next: wire.Manifest | None = None
+        self._model = Download(LARGEST)
         self._busy = False
-        self._again: int | None = None
 
     def filters(self) -> tuple[str, ...]:
-        return ("model",)
+        return ("model", "blob/+")
 
     def start(self, kept: Mapping[str, Any], now: int) -> Answer:
         return Answer()
 
     def heard(self, topic: str, payload: bytes, now: int) -> Answer:
         out = Answer()
-        if not payload:
-            return out
-        try:
-            manifest = wire.hear(wire.Manifest, payload)
-        except PayloadError:
-            self.garbage += 1
-            return out
-        place = (manifest.run, manifest.epoch, manifest.version)
-        if manifest.job != self.job or place < self._newest or (place == self._newest and self._again is None):
-            return out
-        self._newest, self._again = place, None
-        self._next = manifest
+        if topic.startswith("blob/"):
+            self._model.took(payload, now)
+        elif payload:
+            try:
+                self._announced(wire.hear(wire.Manifest, payload), now)
+            except PayloadError:
+                self.garbage += 1
         self._go(now, out)
         return out
+
+    def _announced(self, manifest: wire.Manifest, now: int) -> None:
+        place = (manifest.run, manifest.epoch, manifest.version)
+        if manifest.job == self.job and place > self._newest:
+            self._newest, self._next = place, manifest
+            self._model.heard(manifest, now)
 
     def worked(self, name: str, result: Any, now: int) -> Answer:
         self._busy = False
@@ -63,30 +65,29 @@ class Follower(Machine):
         self._go(now, out)
         return out
 
+    def linked(self, now: int) -> Answer:
+        self._model.linked(now)
+        return self.tick(now)
+
     def wake(self) -> int | None:
-        return self._again
+        return self._model.wake()
 
     def tick(self, now: int) -> Answer:
         out = Answer()
-        if self._again is not None and now >= self._again and self._next is not None:
-            self._ask(self._next, now, out)
+        self._go(now, out)
         return out
 
     def _go(self, now: int, out: Answer) -> None:
-        if self._busy or self._next is None:
-            return
-        if not self._next.data:
-            self._ask(self._next, now, out)
+        """Ask for what is missing, and begin what can be begun."""
+        if (said := self._model.needs(now)) is not None:
+            out.say.append(Say(f"c/{self.name}/need", said))
+        if self._busy or self._next is None or (data := self._model.data(self._next.digest)) is None:
             return
         manifest, self._next, self._busy = self._next, None, True
-        out.work = Work("take", partial(self._hand_over, manifest))
+        out.work = Work("take", partial(self._hand_over, manifest, data))
 
-    def _ask(self, manifest: wire.Manifest, now: int, out: Answer) -> None:
-        self._again = now + AGAIN
-        out.say.append(Say(f"c/{self.name}/need", wire.say(wire.Need(model=manifest.digest))))
-
-    def _hand_over(self, manifest: wire.Manifest) -> None:
-        weights, _ = wire.unpack_model(manifest.data, manifest.shapes)
+    def _hand_over(self, manifest: wire.Manifest, data: bytes) -> None:
+        weights, _ = wire.unpack_model(data, manifest.shapes)
         fit(weights, manifest.shapes)
         if digest(weights) != manifest.digest:
             raise PayloadError("bad-digest", "the model's numbers are not those that its manifest names")

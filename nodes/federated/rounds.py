@@ -9,7 +9,7 @@ from typing import Any
 
 from nodes.compressors._compressor import Compressor
 from nodes.federated.intake import Taken, client_update
-from nodes.federated.rules import Rules, ns
+from nodes.federated.rules import SECOND, Rules, ns
 from nodes.federated.weights import Shape, Weights, digest, fit
 from nodes.federated.wire import pack_model
 from nodes.strategies._strategy import Strategy
