@@ -185,12 +185,12 @@ class Infer(Operator):
 
 
 def named(plan: Plan, path: Path) -> Model:
-    """Which model a file is, by the plan's names and its digest; where a job has none yet, version 0 without a digest.
+    """Which model a file is, by the plan's names and its digest; where a job has none yet, "untrained", without a digest.
 
     :raises ConfigError: it cannot be read.
     """
     if plan.later and not path.exists():
-        return Model(name=plan.name, version="0", digest="")
+        return Model(name=plan.name, version="untrained", digest="")
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -128,7 +128,7 @@ def test_a_job_that_cannot_be_followed(tmp_path: Path, options: dict[str, Any], 
 
 def test_before_its_first_model_a_job_has_the_trainers_own(tmp_path: Path) -> None:
     infer = operator(tmp_path, job="belt")
-    assert (infer.model.version, infer.model.digest) == ("0", "")
+    assert (infer.model.version, infer.model.digest) == ("untrained", "")
     assert answer(infer).labels[0] in "abc"
     assert not (tmp_path / "belt.npz").exists()
     infer.close()
