@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from broker.blobs import Pace
 from nodes.federated import wire
 from nodes.federated.download import Download
-from nodes.federated.local import Compressors, Memory, Trained, train
+from nodes.federated.local import Compressors, Trained, train
 from nodes.federated.machine import Answer, Machine, Say, Work
+from nodes.federated.post import Post
 from nodes.federated.rules import SECOND, ns
-from nodes.federated.uploads import Upload
 from nodes.federated.weights import shapes
 from nodes.trainers._trainer import Examples, Trainer
 from schemas.errors import PayloadError
@@ -69,14 +68,7 @@ class Client(Machine):
         """Why it may not train now; empty: it may."""
         self._pulse, self._patience = ns(pulse), ns(patience)
         self._model = Download(wire.room(self.wanted))
-        self._upload: Upload | None = None
-        self._pace: Pace | None = None
-        self._inline, self._chunk = inline, chunk
-        self._memory = Memory.of(None)
-        self._next: Memory | None = None
-        self._sent: tuple[int, bytes] | None = None
-        self._answer = ""
-        self._queried = 0
+        self._post = Post(name, inline, chunk)
         self._busy: wire.Call | None = None
         self._began = 0
         self._took = 0.0
@@ -99,10 +91,8 @@ class Client(Machine):
         out = Answer()
         if (job := kept.get("job")) is not None:
             self.run, self.epoch, self.trained = job
-        self._memory = Memory.of(kept.get("memory"))
-        if (sent := kept.get("sent")) is not None:
-            self._sent = (sent["round"], sent["payload"])
-            self._next = None if sent["memory"] is None else Memory.of(sent["memory"])
+        self._post.resume(kept)
+        if self._post.open:
             self._say_update(out, now)
         self._present(now, out, always=True)
         return out
@@ -122,9 +112,8 @@ class Client(Machine):
                 self._need(now, out)
             elif topic == f"c/{self.name}/ack":
                 self._heard_ack(wire.hear(wire.Ack, payload), now, out)
-            elif topic == f"c/{self.name}/have" and self._upload is not None:
-                self._upload.heard(payload, now)
-                self._chunks(now, out)
+            elif topic == f"c/{self.name}/have":
+                self._post.have(payload, now, out)
         except PayloadError:
             self.garbage += 1
         return out
@@ -149,9 +138,8 @@ class Client(Machine):
         out = Answer()
         if not self.outcome:
             self._present(now, out, always=True)
-            if self._upload is not None:
-                self._upload.linked(now)
-            if self._sent is not None and not self._answer:
+            self._post.linked(now)
+            if self._post.open:
                 self._say_update(out, now)
             self._model.linked(now)
             self._need(now, out)
@@ -160,9 +148,7 @@ class Client(Machine):
     def wake(self) -> int | None:
         if self.outcome:
             return None
-        times = [self._said_at + self._pulse, self._again, self._ends]
-        if self._upload is not None:
-            times.append(self._upload.wake())
+        times = [self._said_at + self._pulse, self._again, self._ends, self._post.wake()]
         if self._wanting:
             times.append(self._model.wake())
         return min(time for time in times if time is not None)
@@ -178,7 +164,7 @@ class Client(Machine):
             self._present(now, out, always=True)
         if self._again is not None and now >= self._again:
             self._remind(now, out)
-        self._chunks(now, out)
+        self._post.chunks(now, out)
         self._need(now, out)
         return out
 
@@ -211,11 +197,10 @@ class Client(Machine):
             if self.run and epoch == self.epoch:
                 return False
             self.run, self.epoch, self.trained = run, epoch, 0
-            self.call = self._sent = self._next = self._upload = None
+            self.call, self._skips = None, 0
             self._model.follow(run)
-            self._memory, self._answer, self._skips = Memory.of(None), "", 0
+            self._post.forget(out)
             self._commit_job(out)
-            out.commit.update({"sent": None, "memory": None})
         elif epoch > self.epoch:
             self.epoch = epoch  # committed with the next thing that is: an older one is stopped by its own hearing
         return True
@@ -239,8 +224,7 @@ class Client(Machine):
         if call.phase == wire.OVER:
             self.outcome, out.over = call.why or "over", True
             return
-        unheard = self._sent is not None and not self._answer
-        if unheard and call.epoch > before and (call.open or call.round == self._number):
+        if self._post.open and call.epoch > before and (call.open or call.round == self._post.number):
             self._say_update(out, now)  # the coordinator was away: it may not have heard it, and has little time left
         self._go(now, out)
 
@@ -253,19 +237,12 @@ class Client(Machine):
             self._need(now, out)
 
     def _heard_ack(self, ack: wire.Ack, now: int, out: Answer) -> None:
-        if ack.run != self.run or ack.epoch < self.epoch or self._sent is None or ack.round != self._sent[0]:
+        if ack.run != self.run or ack.epoch < self.epoch or not self._post.heard(ack):
             return
-        if self._answer == ack.status:
-            return
-        self._answer, self._again, self._upload = ack.status, None, None
+        self._again = None
         if ack.status == wire.REFUSED:
             self.refused = [*self.refused, ack][-8:]
         self._go(now, out)
-
-    @property
-    def _number(self) -> int:
-        """The round of the update that was made last and is still of interest; 0: none."""
-        return 0 if self._sent is None else self._sent[0]
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -283,8 +260,11 @@ class Client(Machine):
         if self._busy is not None or call is None or not self._asked(call) or self.blocked:
             return
         if self.count() == 0:
+            self._present(now, out)
             return
-        if not self._settle(call, now, out):
+        if not self._post.settled(call, out):
+            if not call.open and self._post.ask(out):
+                self._wait(now, first=True)
             return
         data = self._model.data(call.base)
         if data is None:
@@ -303,41 +283,15 @@ class Client(Machine):
             self.trainer,
             self.examples,
             self.compressors,
-            self._memory,
+            self._post.memory,
             now,
         )
         out.work = Work("fit", act)
 
-    def _settle(self, call: wire.Call, now: int, out: Answer) -> bool:
-        """Decide which memory counts before training again; False: the coordinator has to be asked first."""
-        if self._sent is None:
-            return True
-        number = self._sent[0]
-        if call.open and not self._answer:
-            return False  # it is still wanted, and said again until it is answered
-        if self._next is not None:
-            if number not in call.aborted and not self._answer:
-                if self._queried != number:
-                    self._queried = number
-                    self._say(out, "ask", wire.say(wire.Ask(answer=number)))
-                    self._wait(now, first=True)
-                return False
-            if self._answer == wire.TAKEN and number not in call.aborted:
-                self._memory = self._next
-                out.commit["memory"] = self._memory.kept()
-        self._sent = self._next = self._upload = None
-        self._answer = ""
-        self._again = None
-        out.commit["sent"] = None
-        return True
-
     def _made(self, call: wire.Call, result: Trained, now: int, out: Answer) -> None:
         if self.call is not None and self.call.round > call.round and not self.call.open:
             return  # too late, and nobody waits for it
-        memory = result.memory if result.memory or self._memory else None
-        self._sent, self._next, self._answer = (call.round, result.payload), memory, ""
-        kept = None if memory is None else memory.kept()
-        out.commit["sent"] = {"round": call.round, "payload": result.payload, "memory": kept}
+        self._post.put(call.round, result, out)
         self._say_update(out, now)
 
     def _give_up(self, call: wire.Call, why: str, now: int, out: Answer) -> None:
@@ -359,30 +313,9 @@ class Client(Machine):
         if self._wanting and (said := self._model.needs(now)) is not None:
             self._say(out, "need", said)
 
-    def _chunks(self, now: int, out: Answer) -> None:
-        if self._upload is not None:
-            for chunk in self._upload.chunks(now):
-                self._say(out, "blob", chunk)
-
     def _say_update(self, out: Answer, now: int) -> None:
-        self._send(now, out)
+        self._post.say(self.run, now, out)
         self._wait(now, first=True)
-
-    def _send(self, now: int, out: Answer) -> None:
-        """The update, or that there is one."""
-        if self._sent is None:
-            return
-        number, payload = self._sent
-        if len(payload) <= self._inline:
-            self._say(out, "up", payload)
-            return
-        if self._upload is None or self._upload.parcel.round != number:
-            self._upload = Upload(self.run, number, payload, self._chunk, now, self._pace)
-            self._pace = self._upload.pace
-        else:
-            self._upload.again(now)
-        self._say(out, "offer", wire.say(self._upload.parcel))
-        self._chunks(now, out)
 
     def _wait(self, now: int, *, first: bool = False) -> None:
         self._pause = _FIRST if first else min(self._pause * 2, _LAST)
@@ -392,12 +325,10 @@ class Client(Machine):
         """Something was not answered: say it again, with growing pauses."""
         call = self.call
         self._again = None
-        if self._sent is not None and not self._answer:
-            if call is None or call.round <= self._sent[0] or call.open:
-                self._send(now, out)
-            elif self._next is not None:
-                self._say(out, "ask", wire.say(wire.Ask(answer=self._sent[0])))
-            else:
+        if self._post.open:
+            if call is None or call.round <= self._post.number or call.open:
+                self._post.say(self.run, now, out)
+            elif not self._post.ask(out, again=True):
                 return
         elif call is not None and self._wanting:
             if self._model.lacks(call.base):  # its chunks are asked for in their own time

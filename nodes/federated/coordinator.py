@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from broker.blobs import BlobError, Memory
+from broker.blobs import Memory
 from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
-from nodes.federated.desk import Desk
-from nodes.federated.intake import RefusedError, Taken
+from nodes.federated.desk import Desk, Settled
+from nodes.federated.intake import Form
 from nodes.federated.job import Job
 from nodes.federated.machine import Answer, Machine, Work
 from nodes.federated.roster import Roster
 from nodes.federated.rounds import AGGREGATING, COLLECTING, Evaluate, Merged, Round, means, merge, row
 from nodes.federated.rules import Rules, ns
-from nodes.federated.uploads import Holds, Uploads
+from nodes.federated.uploads import Holds
 from nodes.federated.voice import Voice
 from nodes.federated.weights import Weights, digest, shapes
 from nodes.strategies._strategy import Strategy
@@ -58,12 +58,11 @@ class Coordinator(Machine):
         self.roster = Roster(wire.form(self.wanted))
         self.job = Job(0, 0, 0, model)
         self.round: Round | None = None
-        self.desk = Desk(rules, self.wanted, strategy.extras(self.wanted), compressor)
         self.garbage = 0
         """Messages that were none."""
         self._voice = Voice(rules, self.wanted, self.quorum, inline, chunk)
-        self._uploads = Uploads(wire.room(self.wanted), holds)
-        self._up = 0
+        form = Form(self.wanted, strategy.extras(self.wanted), compressor)
+        self.desk = Desk(rules, form, self.roster, self._voice, holds)
         self._idle_since = 0
         self._repeat: int | None = None
         self._silent: frozenset[str] = frozenset()
@@ -125,17 +124,8 @@ class Coordinator(Machine):
             match parts:
                 case ["round"]:
                     self._heard_call(wire.hear(wire.Call, payload), out)
-                case ["c", client, "up"]:
-                    self._up += len(payload)
-                    self._heard_update(client, payload, now, out)
-                case ["c", client, "blob"]:
-                    self._up += len(payload)
-                    said, whole = self._uploads.took(client, payload, now)
-                    self._have(client, said, out)
-                    if whole is not None:
-                        self._heard_update(client, whole, now, out)
-                case ["c", client, "offer"]:
-                    self._heard_offer(client, payload, now, out)
+                case ["c", client, "up" | "blob" | "offer" as what]:
+                    self._settle(self.desk.heard(client, what, payload, self.job, self.round, now, out), now, out)
                 case ["c", client, "state"]:
                     self._heard_state(client, payload, now, out)
                 case ["c", client, "ask"]:
@@ -168,7 +158,7 @@ class Coordinator(Machine):
     def wake(self) -> int | None:
         if self.job.outcome:
             return None
-        times = [self._voice.wake(), self._uploads.wake(), self._repeat, self._time_end()]
+        times = [self._voice.wake(), self.desk.wake(), self._repeat, self._time_end()]
         if (held := self.round) is None:
             times += [self._begin_at(), self._idle_since + ns(self.rules.wait)]
         elif held.phase == COLLECTING:
@@ -188,8 +178,7 @@ class Coordinator(Machine):
                 self._end(self.round, "aborted", now, out, why="time")
             return out
         self._voice.tick(self.job, now, out)
-        for client, said in self._uploads.due(now):
-            self._have(client, said, out)
+        self.desk.tick(now, out)
         if self.round is None:
             self._idle(now, out)
             return out
@@ -295,71 +284,27 @@ class Coordinator(Machine):
             out.commit["round"] = held.kept()
             self._call(now, out)
 
-    def _heard_offer(self, client: str, payload: bytes, now: int, out: Answer) -> None:
-        parcel = wire.hear(wire.Parcel, payload)
-        try:
-            if self._answered(client, parcel.round, out):
-                return
-            self.desk.admit(client, parcel.round, self.job, self.round, self.roster)
-            if parcel.run != self.job.run:
-                raise RefusedError("job", "an update of another run")
-            self._have(client, self._uploads.offered(client, parcel, now), out)
-        except RefusedError as error:
-            self._refuse(client, parcel.round, error, payload, now, out)
-        except BlobError as error:
-            self._refuse(client, parcel.round, RefusedError(error.reason, str(error)), payload, now, out)
-
-    def _have(self, client: str, said: bytes | None, out: Answer) -> None:
-        if said is not None:
-            self._voice.say(out, f"c/{client}/have", said)
-
-    def _answered(self, client: str, number: int, out: Answer) -> bool:
-        """Say what is to be said of an update without looking at it: it is there already, or too late."""
-        if self.desk.answers.get(client) == number:
-            self._voice.ack(self.job, client, number, wire.TAKEN, out)
-            return True
-        if self.desk.late(client, number, self.job, self.round):
-            if self.round is not None:
-                self.round.stale += 1
-            self._voice.ack(self.job, client, number, wire.STALE, out)
-            return True
-        return False
-
-    def _heard_update(self, client: str, payload: bytes, now: int, out: Answer) -> None:
-        number = self.job.number
-        try:
-            update = self.desk.read(payload, client, self.job.run)
-            number = update.round
-            if not self._answered(client, number, out):
-                self.desk.admit(client, number, self.job, self.round, self.roster)
-                self.desk.examine(update, self.job)
-                self._take(update, now, out)
-        except RefusedError as error:
-            self._refuse(client, number, error, payload, now, out)
-
-    def _take(self, update: Taken, now: int, out: Answer) -> None:
-        client = update.client
-        self.desk.take(update, out)
-        self._voice.ack(self.job, client, update.round, wire.TAKEN, out)
-        if (held := self.round) is not None and held.phase == COLLECTING:
+    def _settle(self, settled: Settled | None, now: int, out: Answer) -> None:
+        """What an update means for the round."""
+        held = self.round
+        if settled is None or held is None:
+            return
+        client, number, reason = settled
+        if reason == wire.STALE:
+            held.stale += 1
+            return
+        if held.phase != COLLECTING:
+            return
+        if not reason:
             held.waiting.discard(client)
             held.refused.pop(client, None)
-            self._look(now, out)
-
-    def _refuse(self, client: str, number: int, why: RefusedError, payload: bytes, now: int, out: Answer) -> None:
-        text = str(why)[:300]
-        self._voice.ack(self.job, client, number, wire.REFUSED, out, why.reason, text)
-        self._uploads.forget(client)
-        if why.reason in {"not-asked", "unknown-client", "future"}:
-            return  # out of step, not poisonous
-        self.desk.quarantine(client, number, why.reason, text, payload, now, out)
-        held = self.round
-        if held is None or held.phase != COLLECTING or number != held.number or (client, number) in self.desk.taken:
+        elif number != held.number or (client, number) in self.desk.taken:
             return
-        held.refused[client] = why.reason
-        held.waiting.discard(client)
-        if self.rules.buffer is None:
-            self._fill(held, now, out)
+        else:
+            held.refused[client] = reason
+            held.waiting.discard(client)
+            if self.rules.buffer is None:
+                self._fill(held, now, out)
         self._look(now, out)
 
     def _heard_ask(self, client: str, ask: wire.Ask, now: int, out: Answer) -> None:
@@ -430,13 +375,11 @@ class Coordinator(Machine):
         else:
             job.fail(held.number)
         ended = row(held, status, why, job.version, metrics or {}, used, len(self.roster.fit), now)
-        ended.update(bytes_up=self._up, bytes_down=self._voice.down)
-        self._up = self._voice.down = 0
+        ended.update(bytes_up=self.desk.up, bytes_down=self._voice.down)
+        self.desk.up = self._voice.down = 0
         out.rows.append(ended)
         out.commit.update(row=ended, round=None)
-        self.desk.forget(held.counted if self.rules.buffer is not None else list(self.desk.taken), out)
-        if self.rules.buffer is None:
-            self._uploads.forget()
+        self.desk.forget(held.counted if self.rules.buffer is not None else None, out)
         self.round, self._repeat, self._idle_since = None, None, now
         if committed:
             self._voice.model(job, now, out)

@@ -25,6 +25,19 @@ class RefusedError(PenstockError):
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """What an update has to be.
+
+    :param wanted: the model's form; ``extras``: of what the strategy wants beside the delta.
+    :param compressor: what undoes the clients' compression.
+    """
+
+    wanted: tuple[Shape, ...]
+    extras: tuple[Shape, ...]
+    compressor: Compressor | None
+
+
+@dataclass(frozen=True, slots=True)
 class Taken:
     """An update as it arrived, read and not yet unpacked: its arrays are views on ``payload``.
 
@@ -75,19 +88,10 @@ def read(payload: bytes, client: str, job: str, run: int) -> Taken:
     )
 
 
-def examine(
-    update: Taken,
-    base: str,
-    wanted: tuple[Shape, ...],
-    extras: tuple[Shape, ...],
-    compressor: Compressor | None,
-    limits: Limits,
-    largest: float,
-) -> None:
+def examine(update: Taken, base: str, form: Form, limits: Limits, largest: float) -> None:
     """Look whether an update may be added up.
 
     :param base: digest of the model that it has to begin with.
-    :param extras: what the strategy wants beside the delta.
     :param largest: what the norm may be where the limits say nothing.
     :raises RefusedError: it may not.
     """
@@ -96,11 +100,11 @@ def examine(
     if not 1 <= update.samples <= limits.samples:
         raise RefusedError("samples", f"it claims {update.samples} rows, at most {limits.samples} are believed")
     try:
-        delta = update.delta(compressor, wanted)
-        fit(delta, wanted)
+        delta = update.delta(form.compressor, form.wanted)
+        fit(delta, form.wanted)
     except (UnfitError, PayloadError) as error:
         raise RefusedError(error.reason, str(error)) from None
-    if not same_form(update.extra, extras):
+    if not same_form(update.extra, form.extras):
         raise RefusedError("extra", "its further arrays are not those that the strategy wants, or not finite")
     most = largest if limits.norm is None else limits.norm
     if not (size := norm(delta)) <= most:

@@ -130,8 +130,9 @@ def merge(
 def means(taken: Sequence[Taken]) -> dict[str, float]:
     """The clients' metrics, weighted by samples: ``local_`` before those of the model that they received, on their own data."""
     out: dict[str, float] = {}
-    for name in sorted({name for update in taken for name in update.metrics}):
-        having = [update for update in taken if name in update.metrics]
+    for name in ("accuracy", "loss", "train_loss", "steps"):  # others would make columns of whatever somebody sends
+        if not (having := [update for update in taken if name in update.metrics]):
+            continue
         total = math.fsum(update.samples * update.metrics[name] for update in having)
         out[name if name in {"train_loss", "steps"} else f"local_{name}"] = total / sum(
             update.samples for update in having

@@ -308,6 +308,52 @@ def test_a_strategy_that_fails_aborts_its_round_only() -> None:
     audit(site)
 
 
+class Counting(Mean):
+    """A strategy with a state, which it has changed already when it fails."""
+
+    failing = {2}
+
+    def __init__(self) -> None:
+        self.n = self.tries = 0
+
+    def aggregate(self, model: Weights, updates: Any) -> Weights:
+        self.n += 1
+        self.tries += 1
+        if self.tries in self.failing:
+            raise ArithmeticError("singular")
+        return super().aggregate(model, updates)
+
+    def snapshot(self) -> Any:
+        return {"n": self.n}
+
+    def restore(self, state: Any) -> None:
+        self.n = state["n"]
+
+
+@pytest.mark.parametrize("how", ["fails", "rejected", "killed"])
+def test_a_strategy_forgets_what_came_to_nothing(how: str) -> None:
+    quality = iter([0.5, 0.1, 0.7, 0.8])
+    strategies: list[Counting] = []
+
+    def strategy() -> Counting:
+        strategies.append(Counting())
+        strategies[-1].failing = {2} if how == "fails" else set()
+        return strategies[-1]
+
+    site = Site(
+        rules(rounds=3, tolerance=0.2),
+        parts(4),
+        strategy=strategy,
+        evaluate=(lambda weights: {"accuracy": next(quality)}) if how == "rejected" else None,
+    )
+    if how == "killed":
+        site.world.after(1.5, site.world.kill, site.lead)
+        site.world.after(2.0, site.world.begin, site.lead)
+    assert site.run()
+    assert msgspec.msgpack.decode(site.lead.disk["model"])["strategy"] == {"n": 3}
+    assert strategies[-1].n == 3
+
+
 def test_clients_tell_how_the_model_does_on_their_own_data() -> None:
     data = parts(4)
     site = Site(rules(rounds=3, evaluate=True), data)
