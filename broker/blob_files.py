@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
@@ -21,9 +22,6 @@ class Keeper(Protocol):
 
     def __contains__(self, digest: str) -> bool:
         """Whether that blob is here."""
-
-    def unpin(self, digest: str) -> None:
-        """A blob was closed."""
 
     def finished(self, partial: Partial) -> None:
         """It is whole and verified: give it its name."""
@@ -43,10 +41,10 @@ def write_all(fd: int, data: Buffer, at: int) -> None:
 class Blob:
     """A blob of the store, open for reading, verified. It is not evicted until it is closed; used as ``with``."""
 
-    def __init__(self, store: Keeper, digest: str, fd: int, size: int) -> None:
+    def __init__(self, digest: str, fd: int, size: int, closed: Callable[[], None]) -> None:
         self.digest = digest
         self.size = size
-        self._store = store
+        self._closed = closed
         self._fd = fd
 
     def read(self, offset: int, size: int) -> bytes:
@@ -68,7 +66,7 @@ class Blob:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            self._store.unpin(self.digest)
+            self._closed()
 
     def __enter__(self) -> Self:
         return self
@@ -142,12 +140,6 @@ class Partial(Hold):
                 for fd in self._fds or ():
                     os.close(fd)
                 self._fds = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _piece(self, index: int) -> Buffer:
         file, _ = self._files()

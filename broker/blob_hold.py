@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from broker.blob_format import BlobError, Buffer, Held, Offer
 
@@ -48,7 +48,13 @@ class Hold(ABC):
         """
 
     def close(self) -> None:
-        """It is not used any more. Idempotent."""
+        """It is not used any more: what is on a disk stays there."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     @abstractmethod
     def _piece(self, index: int) -> Buffer:

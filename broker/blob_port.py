@@ -43,6 +43,7 @@ async def send(
     :param chunk: bytes of a chunk; by default as :func:`broker.blob_format.chunk_size` says for this bus.
     :param pace: of the way there, from the blob before.
     :raises BlobError: ``refused`` by the receiver, or ``too-big`` for the broker.
+    :raises PublishFailedError: a chunk is too large for this connection, or the topic may not be published on.
     :raises ClosedError: the bus was closed.
     """
     answers = await bus.subscribe([f"{topic}/ack"], qos=1, capacity=ROOM, overflow="latest", retained=False)
@@ -54,11 +55,11 @@ async def send(
         while not out.over:
             now = _now()
             if now >= due:
-                await bus.publish([saying])
+                await _publish(bus, saying)
                 silence, due = min(2 * silence, _OFFER_AT_MOST), now + silence
             chunks = await asyncio.to_thread(out.send, now) if isinstance(source, Blob) else out.send(now)
             if chunks:
-                await bus.publish([Publication(f"{topic}/chunk", each) for each in chunks])
+                await _publish(bus, *(Publication(f"{topic}/chunk", each) for each in chunks))
             wake = out.wake()
             for delivery in await _arrivals(answers, due if wake is None else min(due, wake)):
                 if out.heard(delivery.payload, _now()):
@@ -81,8 +82,7 @@ async def receive(bus: Bus, topic: str, hold: Callable[[Offer], Hold]) -> Hold:
     """
 
     async def answer(said: bytes, *, last: bool) -> None:
-        receipt = await bus.publish([Publication(f"{topic}/ack", said, 1 if last else 0)])
-        receipt.add_done_callback(_looked_at)
+        await _publish(bus, Publication(f"{topic}/ack", said, 1 if last else 0))
 
     hello = Ack("", ask=True).encode()  # so that a sender that waits says its offer now
     return await _take(bus, topic, hold, Incoming, answer, hello)
@@ -111,7 +111,7 @@ async def serving(
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             if bus.connected:
-                await bus.publish([Publication(saying, b"", 1, retain=True)])
+                await _publish(bus, Publication(saying, b"", 1, retain=True))
         await _leave(needs)
 
 
@@ -120,7 +120,7 @@ async def fetch(bus: Bus, topic: str, hold: Callable[[Offer], Hold]) -> Hold:
 
     async def ask(said: bytes, *, last: bool) -> None:
         del last
-        await bus.publish([Publication(f"{topic}/need", said)])
+        await _publish(bus, Publication(f"{topic}/need", said))
 
     since = _now()
     return await _take(bus, topic, hold, lambda it, now: Fetching(it, now, since=since), ask, None)
@@ -191,7 +191,7 @@ async def _serve(bus: Bus, topic: str, out: Broadcast, needs: Subscription, *, t
     while True:
         while out.waiting:
             chunks = await asyncio.to_thread(out.send, _now()) if thread else out.send(_now())
-            await bus.publish([Publication(topic, each) for each in chunks])
+            await _publish(bus, *(Publication(topic, each) for each in chunks))
             if needs.queued:
                 break
         for delivery in await _arrivals(needs, _now() if out.waiting else None):
@@ -231,6 +231,18 @@ def _anybody(payload: Buffer) -> bool:
         return Ack.decode(payload).digest == ""
     except NotAMessageError:
         return False
+
+
+async def _publish(bus: Bus, *publications: Publication) -> None:
+    """Accepted by the bus, in order.
+
+    :raises PublishFailedError: one cannot be sent on this connection: it is too large, or the topic may not be.
+    """
+    receipt = await bus.publish(publications)
+    if receipt.done():
+        receipt.result()
+    else:
+        receipt.add_done_callback(_looked_at)
 
 
 def _looked_at(receipt: Receipt) -> None:

@@ -74,6 +74,7 @@ class Outgoing(Sender):
         self._next = 0  # all before it were sent, or need not be
         self._newest = 0  # last sending that is known to have arrived
         self._cut = 0  # the window was halved at this sending
+        self._more = False  # there was more to send than was asked for
         self._moved = now  # when the receiver got on, or was taken to be away
 
     @property
@@ -118,7 +119,10 @@ class Outgoing(Sender):
         return True
 
     def send(self, now: int, most: int = 64) -> list[bytes]:
-        """Chunks to be published now, encoded: as many as the window leaves room for, and at most ``most``."""
+        """Chunks to be published now, encoded: as many as the window leaves room for, and at most ``most``.
+
+        Call it after :meth:`heard`, and at :meth:`wake`.
+        """
         now = self._clock(now)
         out: list[bytes] = []
         if self.over or not self.begun:
@@ -135,12 +139,15 @@ class Outgoing(Sender):
                 heappush(self._again, index[0])
                 raise
             flight[index[0]] = now, self.sent, index[1]
+        self._more = len(out) == most
         return out
 
     def wake(self) -> int | None:
         """When :meth:`send` has something, if nothing is heard until then; None: it has nothing."""
         if self.over or not self.begun:
             return None
+        if self._more:
+            return self._clock.outside(self._moved)
         if self._flight or self._held.full:
             return self._clock.outside(self._moved_or_sent() + self.pace.timeout)
         return self._clock.outside(self._moved)

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -152,15 +153,15 @@ class BlobStore:
                 if found.hexdigest() != digest or os.fstat(fd).st_size != entry.size:
                     raise BlobError("damaged", f"the file of blob {digest} is damaged")
                 entry.verified = True
-            return Blob(self, digest, fd, entry.size)
+            return Blob(digest, fd, entry.size, functools.partial(self._left, entry))
         except (OSError, BlobError) as error:
             if fd >= 0:
                 os.close(fd)
-            self.unpin(digest)
+            self._left(entry)
             if isinstance(error, FileNotFoundError):
-                self._drop(digest)
+                self._set_aside(digest, entry)
                 raise BlobError("absent", f"the file of blob {digest} is gone") from error
-            self._set_aside(digest)
+            self._set_aside(digest, entry)
             if isinstance(error, BlobError):
                 raise
             raise BlobError("damaged", f"the file of blob {digest}: {error.strerror or error}") from error
@@ -191,8 +192,8 @@ class BlobStore:
     def unpin(self, digest: str) -> None:
         """The opposite of :meth:`pin`."""
         with self._guard:
-            if (entry := self._entries.get(digest)) is not None and entry.users:
-                entry.users -= 1
+            if (entry := self._entries.get(digest)) is not None:
+                self._left(entry)
 
     def remove(self, digest: str) -> None:
         """Delete a blob, pinned or not; who has it open can read on."""
@@ -301,19 +302,27 @@ class BlobStore:
         with self._guard:
             os.replace(self.folder / name, self.folder / digest)
             entry = self._entries.pop(name)
-            known = self._entries.get(digest)
-            users = 0 if known is None else known.users
-            self._entries[digest] = _Entry(entry.size, 0, users, verified=True)
+            known = self._entries.setdefault(digest, _Entry(entry.size, 0))
+            known.size, known.verified = entry.size, True
             self._touch(digest)
         if self.durable:
             with _opened(self.folder) as fd:
                 os.fsync(fd)
 
-    def _set_aside(self, digest: str) -> None:
-        with self._guard, suppress(OSError):
+    def _left(self, entry: _Entry) -> None:
+        with self._guard:
+            entry.users = max(0, entry.users - 1)
+
+    def _set_aside(self, digest: str, entry: _Entry) -> None:
+        """Its file is damaged, or gone; unless another one has taken its place meanwhile."""
+        with self._guard:
+            if self._entries.get(digest) is not entry:
+                return
             aside = f"{digest}.damaged"
-            os.replace(self.folder / digest, self.folder / aside)
-            self._entries[aside] = _Entry(self._entries.pop(digest).size, 0)
+            del self._entries[digest]
+            with suppress(OSError):
+                os.replace(self.folder / digest, self.folder / aside)
+                self._entries[aside] = _Entry(entry.size, 0)
 
     def _convert(self, offer: Offer, name: str) -> None:
         """What is here in chunks of another size is taken over, where nobody writes it."""

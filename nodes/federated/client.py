@@ -82,7 +82,7 @@ class Client(Machine):
     # -- the contract -----------------------------------------------------------------------------------------------
 
     def filters(self) -> tuple[str, ...]:
-        return ("model", "round", "blob/+", f"c/{self.name}/ack", f"c/{self.name}/have")
+        return ("model", "round", "blob/+", *(f"c/{self.name}/{what}" for what in ("ack", "have", "state")))
 
     def will(self) -> Say:
         return Say(f"c/{self.name}/state", wire.say(wire.Presence(here=False)), retain=True)
@@ -112,6 +112,8 @@ class Client(Machine):
                 self._need(now, out)
             elif topic == f"c/{self.name}/ack":
                 self._heard_ack(wire.hear(wire.Ack, payload), now, out)
+            elif topic == f"c/{self.name}/state":
+                self._heard_state(payload, now)
             elif topic == f"c/{self.name}/have":
                 self._post.have(payload, now, out)
         except PayloadError:
@@ -236,8 +238,18 @@ class Client(Machine):
             self._go(now, out)
             self._need(now, out)
 
+    def _heard_state(self, payload: bytes, now: int) -> None:
+        """What is said of us: if it is that we are gone, by an earlier connection's will, we say otherwise, a little later."""
+        if not payload or not wire.hear(wire.Presence, payload).here:
+            self._said_at = min(self._said_at, now + SECOND - self._pulse)
+
     def _heard_ack(self, ack: wire.Ack, now: int, out: Answer) -> None:
-        if ack.run != self.run or ack.epoch < self.epoch or not self._post.heard(ack):
+        if ack.run != self.run or ack.epoch < self.epoch:
+            return
+        if ack.reason == "unknown-client":  # it did not hear that we are here; the update is said again in a while
+            self._present(now, out, always=True)
+            return
+        if not self._post.heard(ack):
             return
         self._again = None
         if ack.status == wire.REFUSED:

@@ -10,6 +10,9 @@ import numpy as np
 
 from nodes.federated.wire import Presence
 
+MOST = 100_000
+"""Clients that a job may have; whoever comes then is passed over."""
+
 
 class Roster:
     """The clients of a job as they last said.
@@ -31,6 +34,8 @@ class Roster:
     def hear(self, name: str, said: Presence) -> Any:
         """A client said how it is; what is to be committed, or None where that changes nothing."""
         before = self.members.get(name)
+        if before is None and len(self.members) >= MOST:
+            return None
         self.members[name] = said
         if said.here and said.form == self.form and said.samples > 0:
             self.fit.add(name)

@@ -357,6 +357,32 @@ def test_two_writers_of_one_digest_in_two_threads(tmp_path: Path) -> None:
             assert store.used == 0
 
 
+def test_who_has_it_open_or_pinned_counts_whatever_happens_to_the_file(tmp_path: Path) -> None:
+    with BlobStore(tmp_path / "b", 1000) as store:
+        digest = store.put(content(600))
+        before = store.open(digest)
+        store.remove(digest)
+        assert store.put(content(600)) == digest
+        store.pin(digest)
+        before.close()  # it had the file that was removed
+        before.close()
+        with pytest.raises(BlobError):
+            store.put(content(500, 1))
+        store.unpin(digest)
+        store.unpin(digest)
+        store.put(content(500, 1))
+        assert digest not in store
+        wanted = offer(content(300, 2), 256)
+        with store.partial(wanted) as arriving:
+            store.put(content(300, 2))
+            with store.open(wanted.digest):
+                for index, payload in enumerate(chunks(content(300, 2), wanted)):
+                    arriving.write(index, Chunk.decode(payload).data)
+            assert arriving.whole
+        store.put(content(900, 3))  # nobody has any of it open now
+        assert names(store.folder) == {offer(content(900, 3)).digest}
+
+
 def test_what_is_left_of_a_crash_is_put_in_order(tmp_path: Path) -> None:
     data = content(5000)
     wanted = offer(data, 1024)

@@ -22,6 +22,7 @@ from nodes.federated.weights import Weights, fit, plus, shapes
 from nodes.federated.wire import seed_of
 from nodes.strategies._strategy import ClientUpdate, Strategy, mean
 from nodes.trainers._trainer import Examples, Fit, Fitted, Trainer
+from schemas.messages import Update
 
 FEATURES, CLASSES = 40, 3
 
@@ -265,6 +266,23 @@ class Site:
             if (held := commit.get("round")) is not None:
                 counted = [(client, number) for client, number in held["counted"]]
         return used
+
+    def bases(self) -> dict[int, Weights]:
+        """The model that each round began with."""
+        models: dict[str, Weights] = {}
+        out = {}
+        for commit in self.commits:
+            if (made := commit.get("model")) is not None:
+                models[made["digest"]] = wire.unpack_model(made["data"], shapes(Softmax().weights()))[0]
+            if (held := commit.get("round")) is not None:
+                out[held["number"]] = models[held["base"]]
+        return out
+
+    def update(self, client: str, number: int) -> Update:
+        """An update as it was committed."""
+        key = f"update/{number}/{client}"
+        payload = next(commit[key] for commit in self.commits if commit.get(key) is not None)
+        return wire.unpack_update(payload)[1]
 
     def weights(self) -> Weights:
         return wire.unpack_model(self.model, shapes(Softmax().weights()))[0]

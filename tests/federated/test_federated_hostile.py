@@ -17,8 +17,9 @@ from nodes.federated import wire
 from nodes.federated.client import Client
 from nodes.federated.coordinator import Coordinator
 from nodes.federated.rules import Limits, Rules
-from nodes.federated.weights import Weights, digest
+from nodes.federated.weights import UnfitError, Weights, digest
 from schemas.codec import encode
+from schemas.errors import ConfigError
 from schemas.messages import Event, Message
 
 RULES = Rules(job="j", rounds=2, least=4, quorum=3, fit=PLAN, deadline=30.0, limits=Limits(norm=5.0, samples=1000))
@@ -267,3 +268,109 @@ def test_the_digest_binds_names_shapes_and_numbers() -> None:
     assert digest(one) == digest({n: a.copy() for n, a in one.items()})
     assert digest(one) != digest({**one, "bias": one["bias"] + np.float32(1e-7)})
     assert digest(one) != digest(dict(reversed(one.items())))
+
+
+# -- a client by hand -----------------------------------------------------------------------------------------------
+
+
+def trained(call: wire.Call) -> tuple[Client, int]:
+    """A client that has said its update for that call, and the time."""
+    model, now = Softmax().weights(), 10**18
+    data = wire.pack_model(model, {})
+    client = Client("j", "c000", Softmax(), lambda: DATA[0], lambda: len(DATA[0]))
+    client.start({}, now)
+    manifest = wire.Manifest("j", call.run, call.epoch, 0, 0, digest(model), "", len(data), Softmax().form, data=data)
+    client.heard("model", wire.say(manifest), now)
+    work = client.heard("round", wire.say(call), now).work
+    assert work is not None
+    answer = client.worked(work.name, work.act(), now)
+    assert [say.topic for say in answer.say] == ["c/c000/up"]
+    return client, now
+
+
+CALL = wire.Call(
+    "j", 5, 6, 7, wire.COLLECTING, digest(Softmax().weights()), cohort=("c000",), fit={**PLAN, "proximal": 0.01}
+)
+
+
+@pytest.mark.parametrize(
+    ("ack", "settled"),
+    [
+        (wire.Ack(5, 6, 7, wire.TAKEN), True),
+        (wire.Ack(5, 6, 7, wire.STALE), True),
+        (wire.Ack(5, 6, 7, wire.REFUSED, "norm"), True),
+        (wire.Ack(5, 6, 6, wire.TAKEN), False),
+        (wire.Ack(5, 6, 8, wire.TAKEN), False),
+        (wire.Ack(4, 6, 7, wire.TAKEN), False),
+        (wire.Ack(5, 5, 7, wire.TAKEN), False),
+        (wire.Ack(5, 6, 7, wire.REFUSED, "unknown-client"), False),
+    ],
+)
+def test_only_the_answer_to_its_update_ends_its_repetition(ack: wire.Ack, settled: bool) -> None:
+    client, now = trained(CALL)
+    client.heard("c/c000/ack", wire.say(ack), now)
+    for seconds in (1, 3, 7):
+        said = [say.topic for say in client.tick(now + seconds * 10**9).say]
+        assert said == ([] if settled else ["c/c000/up"])
+
+
+def test_what_was_taken_stays_taken() -> None:
+    client, now = trained(CALL)
+    client.heard("c/c000/ack", wire.say(wire.Ack(5, 6, 7, wire.TAKEN)), now)
+    client.heard("c/c000/ack", wire.say(wire.Ack(5, 6, 7, wire.STALE)), now)
+    assert client.tick(now + 10**10).say == []
+    client.heard("c/c000/ack", wire.say(wire.Ack(5, 6, 7, wire.REFUSED, "norm")), now)
+    assert client.refused == []
+
+
+@pytest.mark.parametrize("fit", [{"speed": 3}, {**PLAN, "control": "magic"}])
+def test_a_call_that_asks_for_what_is_not_known_is_not_done_by_halves(fit: dict[str, Any]) -> None:
+    model, now = Softmax().weights(), 10**18
+    data = wire.pack_model(model, {})
+    client = Client("j", "c000", Softmax(), lambda: DATA[0], lambda: len(DATA[0]))
+    client.start({}, now)
+    manifest = wire.Manifest("j", 5, 6, 0, 0, digest(model), "", len(data), Softmax().form, data=data)
+    client.heard("model", wire.say(manifest), now)
+    work = client.heard("round", wire.say(msgspec.structs.replace(CALL, fit=fit)), now).work
+    assert work is not None
+    with pytest.raises(ConfigError) as raised:
+        work.act()
+    [said] = client.worked(work.name, raised.value, now).say
+    state = wire.hear(wire.Presence, said.payload)
+    assert (said.topic, state.skips) == ("c/c000/state", 7)
+    assert "which this version does not know" in state.why
+
+
+def test_another_model_than_the_one_called_for_is_not_trained() -> None:
+    model, now = Softmax().weights(), 10**18
+    other = wire.pack_model({**model, "bias": model["bias"] + 1}, {})
+    client = Client("j", "c000", Softmax(), lambda: DATA[0], lambda: len(DATA[0]))
+    client.start({}, now)
+    manifest = wire.Manifest("j", 5, 6, 0, 0, digest(model), "", len(other), Softmax().form, data=other)
+    client.heard("model", wire.say(manifest), now)
+    work = client.heard("round", wire.say(CALL), now).work
+    assert work is not None
+    with pytest.raises(UnfitError):
+        work.act()
+
+
+def test_it_trains_when_it_may() -> None:
+    model, now = Softmax().weights(), 10**18
+    data = wire.pack_model(model, {})
+    rows = [0]
+    client = Client("j", "c000", Softmax(), lambda: DATA[0], lambda: rows[0])
+
+    def presence(answer: Any) -> int:
+        [said] = [say for say in answer.say if say.topic == "c/c000/state"]
+        return wire.hear(wire.Presence, said.payload).samples
+
+    assert presence(client.start({}, now)) == 0
+    rows[0] = 24
+    assert presence(client.fed(now)) == 24
+    assert presence(client.permit("on battery", now)) == 0
+    manifest = wire.Manifest("j", 5, 6, 0, 0, digest(model), "", len(data), Softmax().form, data=data)
+    client.heard("model", wire.say(manifest), now)
+    assert client.heard("round", wire.say(CALL), now).work is None
+    answer = client.permit("", now)
+    assert presence(answer) == 24
+    assert answer.work is not None

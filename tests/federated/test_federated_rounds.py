@@ -193,6 +193,19 @@ def test_one_who_comes_back_keeps_its_place() -> None:
     assert site.rows[0]["seconds"] == pytest.approx(6.0, abs=0.2)
 
 
+def test_a_will_that_comes_after_its_client_is_back_is_contradicted() -> None:
+    site = Site(rules(rounds=1), parts(4), took=slow(c000=5.0))
+    site.world.run(seconds=0.1)
+    gone = site.clients[3].machine
+    assert gone is not None
+    will = gone.will()
+    assert will is not None
+    site.world.after(0.2, lambda: site.world.inject(will.topic, will.payload, retain=True))
+    assert site.run()
+    assert [row["clients"] for row in site.rows] == [4]
+    assert wire.hear(wire.Presence, site.world.retained[will.topic]).here
+
+
 def test_cut_links_cost_time_and_nothing_else() -> None:
     site = Site(rules(rounds=4), parts(4))
     for k, at in ((0, 0.5), (1, 1.5), (2, 2.0)):
