@@ -157,6 +157,7 @@ class Incoming(Receiver):
             b"" if over else held.tail(),
             self._life,
             self._seq,
+            self._last,
             whole=self.whole,
             ask=ask,
             refused="" if self.whole else self.refused,
