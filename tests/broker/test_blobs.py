@@ -418,6 +418,7 @@ def test_a_slow_receiver_is_not_sent_twice_what_is_on_its_way() -> None:
     seed=st.integers(0, 1 << 20),
     loss=st.sampled_from([0.0, 0.05, 0.3]),
     spread=st.sampled_from([0.0, 3.0]),
+    rate=st.sampled_from([0.0, 150_000.0]),
     push=st.integers(0, 8),
     events=st.lists(
         st.tuples(st.integers(1, 40), st.sampled_from(["comes", "restarts", "forgets", "sender", "cut", "silence"])),
@@ -425,10 +426,10 @@ def test_a_slow_receiver_is_not_sent_twice_what_is_on_its_way() -> None:
     ),
 )
 def test_of_many_each_may_come_and_go_at_any_moment(
-    size: int, seed: int, loss: float, spread: float, push: int, events: list[tuple[int, str]]
+    size: int, seed: int, loss: float, spread: float, rate: float, push: int, events: list[tuple[int, str]]
 ) -> None:
     data, draw = content(size, seed), Random(seed)
-    wanted, link = offer(data, 1024), Link(seed, loss=loss, spread=spread)
+    wanted, link = offer(data, 1024), Link(seed, loss=loss, spread=spread, rate=rate)
     all_ = [Fetching(Memory(wanted, size), BEGIN, since=BEGIN - SECOND) for _ in range(3)]
     out, todo, steps, sent, up = Broadcast(wanted, data, BEGIN, push=push), list(events), 0, 0, 0
     end = link.now + 24 * 3600 * SECOND
