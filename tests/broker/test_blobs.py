@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from random import Random
 from typing import Any
 
@@ -20,6 +21,7 @@ from broker.blobs import (
     Incoming,
     Memory,
     Need,
+    Offer,
     Outgoing,
     chunk_size,
     offer,
@@ -476,3 +478,29 @@ def test_of_many_each_may_come_and_go_at_any_moment(
     late = sum(event in {"comes", "forgets"} for _, event in events)
     if not spread:
         assert out.sent + sent <= (1 + late) * (wanted.count + 8) + link.lost + 8 * len(all_) * (1 + len(events))
+
+
+def test_the_bytes_on_the_wire() -> None:
+    """Maps that any msgpack library reads; pinned, for other versions and other programs read them."""
+    msgpack = import_module("msgpack")
+
+    digest = "ab" * 32
+    for message, plain in [
+        (Offer(digest, 70_000), {"digest": digest, "size": 70_000, "chunk": 65_536}),
+        (Chunk(digest, 1, memoryview(b"data"), 9), {"digest": digest, "index": 1, "data": b"data", "turn": 9}),
+        (
+            Ack(digest, 3, b"\x06", 7, 2, 9, ask=True),
+            {"digest": digest, "upto": 3, "bits": b"\x06", "life": 7, "seq": 2, "last": 9}
+            | {"whole": False, "ask": True, "refused": ""},
+        ),
+        (
+            Need(digest, ((1, 2), (5, 1)), 9, 10, again=True),
+            {"digest": digest, "ranges": [[1, 2], [5, 1]], "last": 9, "since": 10, "again": True},
+        ),
+    ]:
+        payload = message.encode()
+        assert msgpack.unpackb(payload) == plain
+        assert payload == msgpack.packb(plain)
+        assert type(message).decode(payload) == message
+        later = msgpack.packb({**plain, "unknown": [1]})
+        assert type(message).decode(later) == message
