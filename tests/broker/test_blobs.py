@@ -104,12 +104,14 @@ EVENTS = ["receiver", "receiver forgets", "sender", "cut", "silence", "clock bac
 def test_both_sides_may_end_and_begin_at_any_moment(
     size: int, seed: int, loss: float, rate: float, events: list[tuple[int, str]]
 ) -> None:
-    """An event happens after so many steps; a receiver keeps its chunks, but for one that forgets, and a sender nothing."""
+    """An event happens after so many steps; a receiver keeps its chunks, but for one that forgets, and a sender nothing: its
+    carrier repeats the offer until the receiver was heard.
+    """
     data = content(size, seed)
     wanted = offer(data, 1024)
     link = Link(seed, loss=loss, rate=rate)
     out, come = Outgoing(wanted, data, BEGIN), Incoming(Memory(wanted, size), BEGIN)
-    todo, steps, sent, up, shift = list(events), 0, 0, 0, 0
+    todo, steps, sent, up, shift, due = list(events), 0, 0, 0, 0, link.now
     end = link.now + 24 * 3600 * SECOND
 
     def take(payload: bytes, now: int) -> None:
@@ -117,6 +119,9 @@ def test_both_sides_may_end_and_begin_at_any_moment(
 
     def heard(payload: bytes, now: int) -> None:
         out.heard(payload, now + shift)
+
+    def offered(_: bytes, now: int) -> None:
+        come.linked(now + shift)
 
     while not out.over:
         steps += 1
@@ -129,8 +134,7 @@ def test_both_sides_may_end_and_begin_at_any_moment(
                 come = Incoming(Memory(wanted, size), now)
             elif event == "sender":
                 sent += out.sent
-                out = Outgoing(wanted, data, now)
-                come.linked(now)  # its offer comes
+                out, due = Outgoing(wanted, data, now), link.now
             elif event == "cut":
                 link.clear()
                 out.linked(now)
@@ -141,13 +145,16 @@ def test_both_sides_may_end_and_begin_at_any_moment(
                 shift += (-1 if event == "clock back" else 1) * 3600 * SECOND
         if link.down and link.now >= up:
             link.down = False
+        if not out.begun and link.now >= due:
+            link.send(offered, b"")
+            due = link.now + SECOND
         link.deliver()
         for payload in out.send(link.now + shift):
             link.send(take, payload)
         if (said := come.say(link.now + shift)) is not None:
             link.send(heard, said)
         times = [at - shift for at in (out.wake(), come.wake()) if at is not None]
-        times += [at for at in (link.next(), up if link.down else None) if at is not None]
+        times += [at for at in (link.next(), up if link.down else None, None if out.begun else due) if at is not None]
         if not out.over:
             assert times, "nothing will ever happen again"
             link.now = max(link.now + 1, min(times))
