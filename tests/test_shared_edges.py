@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from brokers import free_port
-from harness import passed, rows, run, until
+from harness import advance, rows, run, stored, until
 
 from broker.connect import connect
 from nodes.plan import prepare
@@ -162,8 +162,7 @@ def test_a_reader_that_is_too_slow_is_told_and_sees_no_torn_frame(tmp_path: Path
 def test_both_ends_are_killed_and_every_frame_arrives_once(tmp_path: Path, broker: str) -> None:
     async def kill(supervisor: Supervisor) -> None:
         for victim in ("look", "camera", "look", "camera"):
-            before = passed(supervisor, "store")
-            await until(lambda before=before: passed(supervisor, "store") > before + 50)  # type: ignore[misc] # mypy knows no default arguments of lambdas
+            await advance(tmp_path, 100, "seen")
             supervisor.kill(victim)
 
     before = free()
@@ -182,7 +181,7 @@ def test_both_ends_are_killed_and_every_frame_arrives_once(tmp_path: Path, broke
 @pytest.mark.parametrize("broker", BROKERS, indirect=True)
 @pytest.mark.parametrize("edge", ["{delivery: safe}", "{delivery: fast}"])
 def test_who_listens_gets_the_real_bytes(tmp_path: Path, broker: str, edge: str) -> None:
-    port = free_port()
+    port, count = free_port(), 1200
     heard: dict[str, list[Frame]] = {"first": [], "later": []}
     private: list[bytes] = []
 
@@ -209,20 +208,18 @@ def test_who_listens_gets_the_real_bytes(tmp_path: Path, broker: str, edge: str)
             assert not first.done(), first.result()
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
-            await until(
-                lambda: passed(supervisor, "store") > 700, within=40
-            )  # longer than it takes to see that it left
+            await advance(tmp_path, 500, "seen")  # longer than it takes to see that it left
             later = asyncio.create_task(one("later"))
-            await until(lambda: passed(supervisor, "store") >= 2000, within=40)
+            await until(lambda: stored(tmp_path, "seen") >= count, within=40)
         finally:
             for task in (first, later):
                 if task is not None:
                     task.cancel()
 
-    path = site(tmp_path, 2000, broker=broker, edge=edge, rate="250/s", listen=f"127.0.0.1:{port}")
+    path = site(tmp_path, count, broker=broker, edge=edge, rate="250/s", listen=f"127.0.0.1:{port}")
     outcome = run(path, meddle=listen)
     assert outcome.complete
-    assert numbers(tmp_path) == every(2000)
+    assert numbers(tmp_path) == every(count)
     for name, some in heard.items():
         assert len(some) > 100, name
         for body in some:
