@@ -245,38 +245,39 @@ def test_everything_is_published_until_the_broker_says_that_nobody_listens() -> 
     assert Audience(always=True).wants(1.0) is True
 
 
+def told_of_broken(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> str:
+    """What is logged of a run, all of it by MQTT, whose workers are forks of a process that has run this code first."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+    (folder / "sitecustomize.py").write_text(code)
+    outcome = run(site(folder, 200, edge="{delivery: safe}", rate="200/s"))
+    assert outcome.complete
+    assert outcome.findings == []
+    assert numbers(folder) == every(200)
+    assert by_memory(folder) == 0
+    return capfd.readouterr().err
+
+
 def test_memory_out_of_reach_is_told_and_the_frames_come_by_mqtt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As in a container of its own: the process is not to be seen. Workers are forks of what has this module."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    (tmp_path / "sitecustomize.py").write_text(
+    """As in a container of its own: the process is not to be seen."""
+    broken = (
         "import broker.shared_memory as s\n"
         "def gone(place):\n    raise s.UnreachableError('no such process')\n"
         "s._reopened = gone\n"
     )
-    outcome = run(site(tmp_path, 400, edge="{delivery: safe}", rate="200/s"))
-    assert outcome.complete
-    assert outcome.findings == []
-    assert numbers(tmp_path) == every(400)
-    assert by_memory(tmp_path) == 0
-    assert "out of reach" in capfd.readouterr().err
+    assert "out of reach" in told_of_broken(broken, tmp_path, monkeypatch, capfd)
 
 
 def test_a_full_system_is_told_and_the_frames_come_by_mqtt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    (tmp_path / "sitecustomize.py").write_text(
+    broken = (
         "import errno, os\n"
         "def full(fd, at, size):\n    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "os.posix_fallocate = full\n"
     )
-    outcome = run(site(tmp_path, 200, edge="{delivery: safe}", rate="200/s"))
-    assert outcome.complete
-    assert numbers(tmp_path) == every(200)
-    assert by_memory(tmp_path) == 0
-    told = capfd.readouterr().err
+    told = told_of_broken(broken, tmp_path, monkeypatch, capfd)
     assert "no shared memory" in told
     assert told.count("No space left") == 1
 
