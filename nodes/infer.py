@@ -194,11 +194,6 @@ class Config(Options):
         for name in kinds.names("backend"):
             module = kinds.module("backend", name)
             if suffix in module.SUFFIXES:
-                if needed := [key for key, field in module.Config.model_fields.items() if field.is_required()]:
-                    wanted = f"backend: {{{name}: {{{needed[0]}: …}}}}"
-                    raise ConfigError(
-                        Problem(("model",), f"a model with the ending {suffix!r} needs {wanted} beside it")
-                    )
                 return module, module.Config()
             known.extend(module.SUFFIXES)
         ending = f"the ending {suffix!r}" if suffix else "no ending"

@@ -112,7 +112,6 @@ WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     ({"model": "logits.tflite", "offset": -1}, ("offset",), "no 'scale'"),
     ({"model": "logits.tflite", "scale": "1/0"}, ("scale",), ""),
     ({}, ("model",), "missing"),
-    ({"model": "belt.npz"}, ("model",), "needs backend: {trained: {trainer: …}} beside it"),
     (
         {"model": "belt.npz", "backend": {"trained": {"trainer": "mpl"}}},
         ("backend", "trained", "trainer"),

@@ -22,7 +22,8 @@ from nodes.trainers._trainer import Trainer
 from schemas.errors import ConfigError, Problem
 from schemas.messages import Array
 
-SUFFIXES = (".npz",)
+SUFFIXES: tuple[str, ...] = ()
+"""It is to be named: whose weights they are, no ending tells."""
 FOLLOWS = True
 """``infer`` may have a ``job`` with it."""
 
