@@ -58,8 +58,7 @@ def _read(model: Path) -> tuple[Signature, Weights, dict[str, str], list[int]]:
             raise ConfigError(f"the shape {about['shape']!r} is none") from None
         if min(shape) < 1 or math.prod(shape) != layers[0]:
             raise ConfigError(f"items of shape {list(shape)} for a network of {layers[0]} inputs")
-    float32 = np.dtype(np.float32)
-    signature = Signature((Spec("x", shape, float32),), (Spec("y", (layers[-1],), float32),), None)
+    signature = Signature((Spec("x", shape, "float32"),), (Spec("y", (layers[-1],), "float32"),), None)
     return signature, weights, about, layers
 
 

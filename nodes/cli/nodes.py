@@ -22,7 +22,7 @@ TITLES = {
     "sink": "Sinks of uplink",
     "trainer": "Trainers of train",
     "strategy": "Strategies of federate",
-    "compressor": "Compressors of updates",
+    "compressor": "Compressors of federate",
 }
 
 
@@ -129,7 +129,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference of all kinds.")] = False,
 ) -> None:
-    """List the kinds of nodes, sources, steps, backends, decoders and sinks; or describe one with its options."""
+    """List the kinds of nodes and of what they are made of, from sources to strategies; or describe one with its options."""
     if as_markdown:
         print(markdown())
         return

@@ -21,7 +21,7 @@ two models (a delta) has the same form."""
 class UnfitError(PenstockError):
     """These weights are not of that model, or hold what no model may: ``reason`` is a short stable word.
 
-    :param reason: ``names``, ``shape``, ``dtype`` or ``not-finite``.
+    :param reason: ``names``, ``shape``, ``dtype``, ``not-finite``, or ``packed`` (a compressor cannot read it at all).
     """
 
     def __init__(self, reason: str, detail: str) -> None:

@@ -12,7 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from nodes.federated.weights import Weights
+from nodes.federated.weights import Shape, Weights
+from schemas.errors import PenstockError
+
+
+class TooFewError(PenstockError):
+    """Fewer updates than :meth:`Strategy.least`. The coordinator sees to it that this does not happen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +50,27 @@ class Strategy(ABC):
         """The next model.
 
         :param model: the one that the round began with; not changed.
-        :param updates: at least one, sorted by client.
+        :param updates: :meth:`least` or more, sorted by client.
+        :raises TooFewError: there are fewer.
         """
+
+    def least(self) -> int:
+        """The fewest updates of which it can make a model; a round with fewer is below its quorum, whatever the quorum is."""
+        return 1
 
     def task(self) -> dict[str, Any]:
         """What the clients must know beside the model, as plain msgpack types: ``{"proximal": 0.01}``. Sent with every round;
-        handed to :meth:`nodes.trainers._trainer.Trainer.fit` as fields of its plan."""
+        handed to :meth:`nodes.trainers._trainer.Trainer.fit` as fields of its plan; but ``control`` is the name of what the
+        client itself does beside training (``scaffold``: :mod:`nodes.strategies.scaffold`)."""
         return {}
 
+    def extras(self, model: tuple[Shape, ...]) -> tuple[Shape, ...]:
+        """The form of :attr:`ClientUpdate.extra`, which the coordinator holds every update to; empty: none."""
+        return ()
+
     def shared(self) -> Weights:
-        """Arrays that go to the clients beside the model (SCAFFOLD: the control variate ``c``)."""
+        """Arrays that go to the clients beside the model (SCAFFOLD: the control variate ``c``). Empty
+        before the first round: the client takes zeros."""
         return {}
 
     def snapshot(self) -> Any:
