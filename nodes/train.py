@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from nodes import log
 from nodes.federated.options import JobOptions, level
+from nodes.federated.permission import EVERY, When
 from nodes.operator import Context, Flow, Sink
 from schemas.errors import ConfigError, Problem, RejectedError, did_you_mean
 from schemas.expressions import Number
@@ -63,6 +66,7 @@ class Config(JobOptions):
         " balanced: likewise, of each class about as many",
     )
     least: int = Field(1, ge=1, description="examples that must be there before it takes part")
+    when: When = Field(When.model_validate({}), description="conditions under which it may train; always, if left out")
 
     @field_validator("client")
     @classmethod
@@ -202,9 +206,24 @@ class TrainSink(Sink):
         """The client's part of the job."""
         if self._party is None or self._client is None:
             return
-        await self._party.run()
+        asking = asyncio.create_task(self._ask_permission(self._party, self._client))
+        try:
+            await self._party.run()
+        finally:
+            asking.cancel()
         log.info("the job is over", node=self._context.node, job=self._config.job, why=self._client.outcome)
         self._over.set()
+
+    async def _ask_permission(self, party: Party, client: Client) -> None:
+        """Look again and again whether it may train."""
+        when, before = self._config.when, ""
+        while when.model_fields_set:
+            now = datetime.now()  # noqa: DTZ005 - hours are those of the wall clock
+            if (why := when.why_not(now, self._context.path)) != before:
+                before = why
+                log.info("training waits" if why else "training may go on", node=self._context.node, reason=why)
+                party.tell(partial(client.permit, why))
+            await asyncio.sleep(EVERY)
 
     async def finish(self) -> None:
         self._tell(now=True)

@@ -31,22 +31,24 @@ class Memory:
 
     :param residual: what its compressor has left out so far (error feedback); empty: nothing.
     :param control: its control variate (SCAFFOLD); empty: zeros.
+    :param own: what of the model never leaves the device.
     """
 
     residual: Weights
     control: Weights
+    own: Weights
 
     def kept(self) -> dict[str, Any]:
         """Plain values for a commit."""
-        return {"residual": wire.plain(self.residual), "control": wire.plain(self.control)}
+        return {name: wire.plain(getattr(self, name)) for name in ("residual", "control", "own")}
 
     @classmethod
     def of(cls, kept: Mapping[str, Any] | None) -> Memory:
         """From :meth:`kept`; None: of a client that has done nothing yet."""
-        return cls({}, {}) if kept is None else cls(wire.arrays(kept["residual"]), wire.arrays(kept["control"]))
+        return cls(*(wire.arrays((kept or {}).get(name, {})) for name in ("residual", "control", "own")))
 
     def __bool__(self) -> bool:
-        return bool(self.residual or self.control)
+        return bool(self.residual or self.control or self.own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ def train(
     if not len(known):
         raise NothingToLearnError("there are no examples")
     trainer.load(model)
+    trainer.keep(memory.own)
     metrics = dict(trainer.evaluate(known)) if call.evaluate else {}
     control = _control(call.fit)
     correction = control.correction(shared, memory.control, model) if control else {}
@@ -127,7 +130,7 @@ def train(
         metrics=wire.finite(metrics),
         time=time,
     )
-    return Trained(payload, Memory(residual, ours), len(known))
+    return Trained(payload, Memory(residual, ours, trainer.own()), len(known))
 
 
 def _pack(

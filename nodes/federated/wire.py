@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 
 from nodes.federated.weights import Shape, Weights
-from schemas.codec import Tensor, decode, encode, from_tensor, to_tensor
+from schemas.codec import decode, encode, from_tensor, to_tensor
 from schemas.errors import PayloadError
 from schemas.messages import Array, Message, Update
+from schemas.wire import Tensor
 
 INLINE = 60_000
 """A model or update of up to so many bytes travels in its message, a larger one as a blob."""
