@@ -312,7 +312,7 @@ class FederateSource(Source):
 
 def _evaluation(held: HeldOut, trainer: Trainer, context: Context) -> Evaluate:
     """Evaluates a model on examples of a file."""
-    examples = _held_out(held, context)
+    examples = read_examples(held, context)
     trainer.evaluate(examples)  # the first model, to find out now whether it takes them
 
     def evaluate(weights: Any) -> dict[str, float]:
@@ -322,7 +322,7 @@ def _evaluation(held: HeldOut, trainer: Trainer, context: Context) -> Evaluate:
     return evaluate
 
 
-def _held_out(held: HeldOut, context: Context) -> Examples:
+def read_examples(held: HeldOut, context: Context) -> Examples:
     """:raises ConfigError: the file cannot be read, or has not these arrays."""
     import numpy as np
 

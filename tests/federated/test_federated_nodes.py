@@ -8,12 +8,14 @@ import random
 import sqlite3
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import brokers
 import numpy as np
 import pytest
 from harness import rows, run, until
 
+from nodes.cli import _jobs, main
 from nodes.federated import wire
 from nodes.federated.store import Store
 from nodes.federated.weights import Weights, minus, norm, shapes
@@ -110,9 +112,19 @@ def last_model(state: Path) -> Weights:
 
 
 @pytest.mark.parametrize("kind", [brokers.param("embedded"), brokers.param("mosquitto")])
-def test_three_gateways_learn_together_and_the_curve_is_in_a_table(kind: str, tmp_path: Path) -> None:
+def test_three_gateways_learn_together_and_the_curve_is_in_a_table(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = parts(tmp_path, 3, iid=False)
-    outcome = run(topology(tmp_path, [len(each) for each in data], kind, rounds="20"))
+    path = topology(tmp_path, [len(each) for each in data], kind, rounds="20")
+    outcome = run(path)
+    told = {"--state": str(tmp_path / "state"), "--out": str(tmp_path / "curve.svg")}
+    flags = [word for pair in told.items() for word in pair]
+    assert [main.run(["fl", word, str(path), *flags]) for word in ("status", "rounds", "clients", "compare")] == [0] * 4
+    said = capsys.readouterr().out
+    assert "left here: 20 rounds, over (rounds)" in said
+    assert sum(line.split()[:2] == [str(n), "committed"] for n in range(1, 21) for line in said.splitlines()) == 20
+    ElementTree.fromstring((tmp_path / "curve.svg").read_text())  # noqa: S314 - our own
     assert outcome.complete
     assert outcome.findings == []
     curve = rows(
@@ -174,6 +186,51 @@ def test_killed_again_and_again_it_gives_the_same_weights(tmp_path: Path) -> Non
     assert all(math.isfinite(float(np.abs(array).max())) for array in weights.values())
     if len(found) == rounds:  # no round was aborted, so the numbers of the seeds are those of the loop
         assert norm(minus(weights, loop(data, rounds))) < 1e-4
+
+
+def test_a_job_that_runs_tells_who_is_there_and_ends_when_it_is_told(tmp_path: Path) -> None:
+    data = parts(tmp_path, 2, iid=True)
+    path = topology(tmp_path, [len(each) for each in data], rounds="1000000", together=True)
+    heard: list[Any] = []
+
+    async def ask(supervisor: Supervisor) -> None:
+        await until(lambda: (book := supervisor.views["store"].books) is not None and book.passed > 3)
+        place, (job,) = _jobs.jobs(path, tmp_path / "state", None)
+        assert await _jobs.listen(place, job) == ""
+        heard.append(job)
+        supervisor.end()  # as --duration does: nobody waits for the end of the job
+
+    outcome = run(path, meddle=ask)
+    assert outcome.complete
+    assert outcome.findings == []
+    (job,) = heard
+    assert {name: (client.here, client.samples) for name, client in job.clients.items()} == {
+        f"learn-{k}": (True, len(data[k])) for k in range(2)
+    }
+    assert job.call.round > 3
+    assert job.model.version >= 3
+    assert job.rows
+
+
+def test_messages_that_do_not_fit_are_dead_letters_and_the_others_are_learned_from(tmp_path: Path) -> None:
+    data = parts(tmp_path, 1, iid=True)
+    np.savez(tmp_path / "odd.npz", images=np.zeros((3, 5, 5), np.uint8), labels=np.zeros(3, np.int64))
+    np.savez(tmp_path / "class.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.full(2, 12))
+    path = topology(tmp_path, [len(data[0])], rounds="2")
+    text = path.read_text().replace(
+        "from: {camera-0: {delivery: safe}}", "from: {camera-0: &safe {delivery: safe}, odd: *safe, class: *safe}"
+    )
+    path.write_text(
+        text
+        + "  odd: {ingest: {source: arrays, path: odd.npz}}\n  class: {ingest: {source: arrays, path: class.npz}}\n"
+    )
+    outcome = run(path)
+    assert outcome.complete
+    assert outcome.findings == []
+    books = outcome.nodes["learn-0"].books
+    assert books is not None
+    assert (books.passed, books.dead) == (len(data[0]), {"rejected": 5})
+    assert rows(tmp_path / "rounds.sqlite", "SELECT samples FROM store") == [(len(data[0]),)] * 2
 
 
 def test_what_was_stopped_goes_on_and_what_is_over_stays_over(tmp_path: Path) -> None:
