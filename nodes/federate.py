@@ -17,8 +17,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from nodes import log
 from nodes.choice import Chosen, choice
+from nodes.federated import kinds
 from nodes.federated.options import JobOptions
+from nodes.federated.weights import Shape
 from nodes.operator import Chunk, Context, Draft, Flow, Source
+from nodes.privacy.dp import Privacy
 from schemas.errors import ConfigError, Problem
 from schemas.expressions import Number
 from schemas.units import Duration
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from nodes.federated.party import Party
     from nodes.federated.rounds import Evaluate
     from nodes.federated.rules import Rules
+    from nodes.strategies._strategy import Strategy
     from nodes.trainers._trainer import Examples, Trainer
 
     Strategic = Chosen
@@ -38,7 +42,7 @@ else:
 SECOND = 10**9
 TEXTS = ("job", "status", "why")
 WHOLE = ("round", "version", "clients", "asked", "samples", "refused", "stale", "bytes_up", "bytes_down")
-REAL = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss", "seconds")
+REAL = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss", "epsilon", "seconds")
 FIELDS = frozenset({*TEXTS, *WHOLE, *REAL})
 """Columns of a round's row."""
 
@@ -145,6 +149,7 @@ class Config(JobOptions):
         None, description="asynchronous: no rounds, a new model for so many updates; a number, or a map"
     )
     limits: Limits = Field(Limits.model_validate({}), description="what an update may be at most")
+    privacy: Privacy | None = Field(None, description="differential privacy of whole clients; none if left out")
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -157,6 +162,22 @@ class Config(JobOptions):
             where = ("evaluate", "path")
             raise ConfigError(Problem(where, f"there is no file {context.path(self.evaluate.path)}"))
 
+        if self.privacy is not None and (why := self._not_private()):
+            raise ConfigError(Problem(("privacy",), why, on_key=True))
+
+    def _not_private(self) -> str:
+        """What does not go together with privacy."""
+        if self.buffer is not None:
+            return "its budget counts rounds, and with 'buffer' there are none"
+        if self.report:
+            return "what clients report of their own examples has no noise in it: leave 'report' out"
+        if self.tolerance is not None:
+            return "a model that is thrown away has cost its part of the budget: leave 'tolerance' out"
+        strategy = kinds.strategy(self.strategy)
+        if not strategy.sums or strategy.extras((Shape("w", (1,)),)):
+            return f"{self.strategy.name} has to see each update, and may only have their sum"
+        return ""
+
     def emits(self, inputs: Sequence[Flow], context: Context) -> dict[str, Flow]:
         del inputs, context
         return {"out": Flow("readings/1", FIELDS)}
@@ -166,6 +187,22 @@ class Config(JobOptions):
 
     def whole(self) -> str:
         return "one leads a job"
+
+    def chosen_strategy(self) -> Strategy:
+        """The strategy, within the job's privacy.
+
+        :raises ConfigError: no noise is enough for the budget, or the noise is too small for one round.
+        :raises MissingError: privacy needs a library.
+        """
+        strategy = kinds.strategy(self.strategy)
+        if self.privacy is None:
+            return strategy
+        from nodes.privacy.private import Private
+
+        private = Private(strategy, self.privacy, self.rounds)
+        if private.over():
+            raise ConfigError(f"privacy: one round with a noise of {private.noise:g} costs more than the budget")
+        return private
 
     def rules(self) -> Rules:
         """As the coordinator takes them."""
@@ -195,7 +232,7 @@ class Config(JobOptions):
             watch=self.watch,
             tolerance=self.tolerance,
             time=None if self.time is None else self.time / SECOND,
-            limits=rules.Limits(norm=self.limits.norm, samples=self.limits.samples),
+            limits=rules.Limits(norm=self.limits.norm, samples=1 if self.privacy else self.limits.samples),
             **more,
         )
 
@@ -221,7 +258,6 @@ class FederateSource(Source):
         :raises MissingError: the trainer's library is not installed.
         :raises ConfigError: the examples to evaluate on are not such, or do not fit the model.
         """
-        from nodes.federated import kinds
         from nodes.federated.coordinator import Coordinator
         from nodes.federated.party import Party
         from nodes.federated.store import Store
@@ -232,7 +268,7 @@ class FederateSource(Source):
         rules = config.rules()
         self._coordinator = Coordinator(
             rules,
-            kinds.strategy(config.strategy),
+            config.chosen_strategy(),
             trainer.weights(),
             compressor=kinds.compressor(rules.compress),
             evaluate=None if config.evaluate is None else _evaluation(config.evaluate, trainer, context),

@@ -117,6 +117,8 @@ def train(
     if control:
         extra = control.change(delta, shared, done.steps, float(plan.get("rate", DEFAULT.rate)))
         ours = control.adopted(memory.control, extra)
+    if call.private:  # nothing else is told
+        delta, metrics = _hidden(delta, call.private), {}
     packed, residual = _pack(delta, memory.residual, compressors(call.compress), wanted, seed)
     payload = wire.pack_update(
         call.job,
@@ -124,13 +126,35 @@ def train(
         call.round,
         client,
         base=call.base,
-        samples=len(known),
+        samples=1 if call.private else len(known),
         packed=packed,
         extra=extra,
         metrics=wire.finite(metrics),
         time=time,
     )
     return Trained(payload, Memory(residual, ours, trainer.own()), len(known))
+
+
+def _hidden(delta: Weights, private: Mapping[str, Any]) -> Weights:
+    """The delta as it may leave: with noise of our own, where that is asked; the coordinator's is added there.
+
+    :raises ConfigError: this version does not know what is asked, and would send more than it may.
+    """
+    match private.get("where"):
+        case "central":
+            return delta
+        case "local":
+            from nodes.privacy.dp import Chance, local
+
+            try:
+                clip, noise, by_tensor = float(private["clip"]), float(private["noise"]), bool(private["by_tensor"])
+            except (KeyError, TypeError, ValueError):
+                raise ConfigError("the round asks for noise, and does not say for how much") from None
+            if not (0 < clip < math.inf and 0 < noise < math.inf):
+                raise ConfigError(f"the round asks for noise of {noise:g} times {clip:g}")
+            return local(delta, clip=clip, noise=noise, chance=Chance(), by_tensor=by_tensor)
+        case other:
+            raise ConfigError(f"the round asks for privacy {str(other)[:32]!r}, which this version does not know")
 
 
 def _pack(

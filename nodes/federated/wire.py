@@ -67,6 +67,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", ta
     :param fit: fields of :class:`nodes.trainers._trainer.Fit`, with what the strategy adds; its ``seed`` is the job's.
     :param compress: what the clients' compressor is made of; None: none.
     :param evaluate: report metrics of the model received on own data.
+    :param private: what is done to an update before it leaves, and that nothing else is told; empty: nothing.
     :param aborted: the last rounds that came to nothing: updates for them were not used.
     :param why: with phase ``over``: what ended the job.
     """
@@ -85,6 +86,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", ta
     compress: Any = None
     evaluate: bool = False
     secure: dict[str, Any] = {}
+    private: dict[str, Any] = {}
     aborted: tuple[int, ...] = ()
     why: str = ""
 

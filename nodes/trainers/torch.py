@@ -173,23 +173,29 @@ class Torch(Trainer):
         steps, losses = 0, list[float]()
         with self._seeded(plan.seed), self._blaming():
             for epoch, order in enumerate(_data.orders(plan, len(examples)), 1):
-                for rows in torch.from_numpy(order).split(plan.batch):
+                rows = torch.from_numpy(order)
+                for part, right in zip(x[rows].split(plan.batch), y[rows].split(plan.batch), strict=True):
                     self._optimiser.zero_grad()
-                    loss = self._measure(self._module(x[rows]), y[rows])
+                    loss = self._measure(self._module(part), right)
                     loss.backward()
-                    with torch.no_grad():
-                        for name, value in named.items():
-                            if value.grad is None:
-                                continue
-                            if start:
-                                value.grad.add_(value - start[name], alpha=plan.proximal)
-                            if name in added:
-                                value.grad.add_(added[name])
+                    if start or added:
+                        self._add(named, plan.proximal, start, added)
                     self._optimiser.step()
                     steps += 1
                     if epoch == plan.epochs:
                         losses.append(float(loss.detach()))
         return Fitted(steps, float(np.mean(losses)) if losses else float("nan"))
+
+    def _add(self, named: dict[str, Any], proximal: float, start: dict[str, Any], added: dict[str, Any]) -> None:
+        """The proximal term and the correction, to the gradients."""
+        with self._torch.no_grad():
+            for name, value in named.items():
+                if value.grad is None:
+                    continue
+                if start:
+                    value.grad.add_(value - start[name], alpha=proximal)
+                if name in added:
+                    value.grad.add_(added[name])
 
     def _prepare(self, plan: Fit, named: dict[str, Any]) -> None:
         if self._optimiser is None or not plan.momentum:
