@@ -103,15 +103,16 @@ class Coordinator(Machine):
             self._voice.call(self.job, None, out)
             out.over = True
             return out
+        if self.round is None or self.round.phase == COLLECTING:
+            self._call(now, out)
         for client, number in sorted(self.desk.taken):
-            self._voice.ack(self.job, client, number, wire.TAKEN, out)  # likewise
+            self._voice.ack(self.job, client, number, wire.TAKEN, out)  # after the call, which makes clients doubt it
         if self.round is None:
-            self._voice.call(self.job, None, out)
+            self._repeat = None
             self._idle(now, out)
         elif self.round.phase == AGGREGATING:
             self._aggregate(self.round, out)
         else:
-            self._call(now, out)
             self._look(now, out)
         return out
 
