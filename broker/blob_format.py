@@ -32,6 +32,8 @@ MOST_BITS = 1024
 """Chunks behind the first one missing that an acknowledgement says something about."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+MOST_TURN = (1 << 60) - 1
+_Turn: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 61)]
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
 
@@ -149,13 +151,13 @@ class Chunk(Plain, frozen=True, gc=False):
     """One piece of a blob.
 
     :param data: once decoded, a view on what was received.
-    :param turn: grows with each chunk that a sender sends, repeats too; 0: not said.
+    :param turn: grows with each chunk that a sender sends, repeats too, and from one sender to the next; 0: not said.
     """
 
     digest: str
     index: _Count
     data: memoryview
-    turn: _Count = 0
+    turn: _Turn = 0
 
 
 class Ack(Plain, frozen=True, gc=False):
@@ -165,6 +167,7 @@ class Ack(Plain, frozen=True, gc=False):
     :param bits: which it has from there on: bit 0 of the first byte is chunk ``upto``.
     :param life: the incarnation of the receiver; another one may have less than the one before.
     :param seq: grows with each acknowledgement of an incarnation.
+    :param last: ``turn`` of the chunk that it received last; 0: none yet.
     :param whole: it has all, verified and, where it keeps blobs on a disk, durable.
     :param ask: nothing came for a while, or it has just begun: it wants to be sent what is under way.
     :param refused: why it wants nothing of it, not now and not later; empty: it does.
@@ -175,6 +178,7 @@ class Ack(Plain, frozen=True, gc=False):
     bits: bytes = b""
     life: int = 0
     seq: int = 0
+    last: _Turn = 0
     whole: bool = False
     ask: bool = False
     refused: str = ""
@@ -191,7 +195,7 @@ class Need(Plain, frozen=True, gc=False):
 
     digest: str
     ranges: tuple[tuple[_Count, _Count], ...] = ()
-    last: _Count = 0
+    last: _Turn = 0
     since: _Count = 0
     again: bool = False
 

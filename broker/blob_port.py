@@ -43,7 +43,8 @@ async def send(
     :param chunk: bytes of a chunk; by default as :func:`broker.blob_format.chunk_size` says for this bus.
     :param pace: of the way there, from the blob before.
     :raises BlobError: ``refused`` by the receiver, or ``too-big`` for the broker.
-    :raises PublishFailedError: a chunk is too large for this connection, or the topic may not be published on.
+    :raises PublishFailedError: a chunk is too large for the broker as it is after a reconnect.
+    :raises DeniedError: the topics may not be subscribed to.
     :raises ClosedError: the bus was closed.
     """
     answers = await bus.subscribe([f"{topic}/ack"], qos=1, capacity=ROOM, overflow="latest", retained=False)
@@ -236,7 +237,7 @@ def _anybody(payload: Buffer) -> bool:
 async def _publish(bus: Bus, *publications: Publication) -> None:
     """Accepted by the bus, in order.
 
-    :raises PublishFailedError: one cannot be sent on this connection: it is too large, or the topic may not be.
+    :raises PublishFailedError: one cannot be sent on this connection.
     """
     receipt = await bus.publish(publications)
     if receipt.done():

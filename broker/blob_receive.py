@@ -75,8 +75,8 @@ class Receiver:
             return "foreign"
         if index >= offer.count or len(chunk.data) != offer.length(index):
             return "wrong"
-        self._say = True
         if self.over:
+            self._say = True
             return "repeat"
         self._patience = min(max(PATIENCE, 2 * (now - self._quiet)), MOST_PATIENCE)
         self._quiet, self._last = now, chunk.turn
@@ -86,8 +86,8 @@ class Receiver:
             self.lack = None
         except NoRoomError as error:
             self.lack = error
-            self._say = False  # the sender waits, and tries again
-            return "no-room"
+            return "no-room"  # nothing is said: the sender waits, and tries again
+        self._say = True
         if new:
             self._arrived(index, now)
         if hold.held.full and not hold.whole:
@@ -157,6 +157,7 @@ class Incoming(Receiver):
             b"" if over else held.tail(),
             self._life,
             self._seq,
+            self._last,
             whole=self.whole,
             ask=ask,
             refused="" if self.whole else self.refused,

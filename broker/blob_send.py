@@ -6,13 +6,13 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import TypeAlias
 
-from broker.blob_format import Ack, Buffer, Chunk, Held, Need, NotAMessageError, Offer
+from broker.blob_format import MOST_TURN, Ack, Buffer, Chunk, Held, Need, NotAMessageError, Offer
 from broker.blob_pace import FIRST_TIMEOUT, MS, Pace, Steady
 
 Source: TypeAlias = Callable[[int, int], Buffer]
 """Where a sender reads: (offset, size) → that many bytes."""
 LATER = 3
-"""A chunk is lost when so many that were sent after it have arrived."""
+"""A chunk is lost when one that was sent so many turns after it has arrived."""
 _REMEMBERED = 8192  # chunks whose sending a broadcast remembers
 _TURNS = 256  # sendings of which it remembers when they were
 _ASKS = 64  # chunks of one Need
@@ -40,11 +40,30 @@ class Sender:
         self.sent = 0
         self._read = _reader(source, offer)
         self._clock = Steady(now)
+        self._first = self._turn = now >> 10 & MOST_TURN  # one a µs: beyond those of a sender before us
+        self._turns: dict[int, int] = {}  # the last ones that no receiver has named: when
+        self._named = 0  # the last one that was
 
-    def _chunk(self, index: int) -> bytes:
-        self.sent += 1
+    def _chunk(self, index: int, now: int) -> bytes:
         data = memoryview(self._read(index * self.offer.chunk, self.offer.length(index)))
-        return Chunk(self.offer.digest, index, data, self.sent).encode()
+        self.sent += 1
+        self._turn += 1
+        self._turns[self._turn] = now
+        if len(self._turns) > _TURNS:
+            del self._turns[next(iter(self._turns))]
+        return Chunk(self.offer.digest, index, data, self._turn).encode()
+
+    def _echo(self, last: int, now: int) -> int:
+        """A receiver says which chunk of ours came last: a round trip. Gives 0 where it was not one of ours."""
+        if not self._first < last <= self._turn:
+            return 0
+        if last > self._named:
+            self._named = last
+            if (when := self._turns.pop(last, None)) is not None:
+                self.pace.measured(now - when)
+            while self._turns and next(iter(self._turns)) < last:
+                del self._turns[next(iter(self._turns))]
+        return last
 
 
 class Outgoing(Sender):
@@ -69,11 +88,10 @@ class Outgoing(Sender):
         self.begun = eager
         self._held = Held(offer.count)
         self._life = self._seq = -1
-        self._flight: dict[int, tuple[int, int, bool]] = {}  # index → when, the how manieth sending, a repeat; in order
+        self._flight: dict[int, tuple[int, int]] = {}  # index → when, and its turn; in the order of sending
         self._again: list[int] = []  # a heap
         self._next = 0  # all before it were sent, or need not be
-        self._newest = 0  # last sending that is known to have arrived
-        self._cut = 0  # the window was halved at this sending
+        self._cut = 0  # the window was halved at this turn
         self._more = False  # there was more to send than was asked for
         self._moved = now  # when the receiver got on, or was taken to be away
 
@@ -112,10 +130,10 @@ class Outgoing(Sender):
             self._next, self._life = 0, ack.life
         self._seq = ack.seq
         self._learn(ack, now)
-        self.pace.heard()
         if ack.ask:
+            self.pace.heard()
             usual = self.pace.usual
-            self._lose([i for i, (at, _, _) in self._flight.items() if now - at >= usual])
+            self._lose([i for i, (at, _) in self._flight.items() if now - at >= usual])
         return True
 
     def send(self, now: int, most: int = 64) -> list[bytes]:
@@ -134,11 +152,11 @@ class Outgoing(Sender):
             if index is None:
                 break
             try:
-                out.append(self._chunk(index[0]))
+                out.append(self._chunk(index, now))
             except BaseException:
-                heappush(self._again, index[0])
+                heappush(self._again, index)
                 raise
-            flight[index[0]] = now, self.sent, index[1]
+            flight[index] = now, self._turn
         self._more = len(out) == most
         return out
 
@@ -176,21 +194,16 @@ class Outgoing(Sender):
                     held.add(index)
         flight = self._flight
         arrived = [index for index in flight if index in held]
-        newest, at = self._newest, 0
         for index in arrived:
-            when, order, repeat = flight.pop(index)
-            if not repeat and order > newest:
-                newest, at = order, when
+            del flight[index]
         if held.total > before:
             self._moved = now
-        if newest > self._newest:
-            self._newest = newest
-            self.pace.measured(now - at)
-        gone = [index for index, (_, order, _) in flight.items() if order + LATER <= self._newest]
+        self._echo(ack.last, now)
+        gone = [index for index, (_, turn) in flight.items() if turn + LATER <= self._named]
         if gone:
             if flight[gone[-1]][1] > self._cut:  # not of the window that was halved already
                 self.pace.lost()
-                self._cut = self.sent
+                self._cut = self._turn
             self._lose(gone)
         elif arrived:
             self.pace.arrived(len(arrived))
@@ -206,26 +219,23 @@ class Outgoing(Sender):
             self.pace.silent()
             self._moved = now
 
-    def _pick(self, now: int) -> tuple[int, bool] | None:
-        """The next chunk to send, and whether it was sent before."""
+    def _pick(self, now: int) -> int | None:
+        """The next chunk to send."""
         held, flight = self._held, self._flight
         while self._again:
             index = heappop(self._again)
             if index not in held and index not in flight:
-                return index, True
+                return index
         self._next = max(self._next, held.edge)
         while self._next < self.offer.count:
             index = self._next
             self._next += 1
             if index not in held and index not in flight:
-                return index, False
+                return index
         if held.full and not flight and now >= self._moved + self.pace.timeout:
             self.pace.silent()
             self._moved = now
-            return (
-                self.offer.count - 1,
-                True,
-            )  # it has all and does not say that it is done: that got lost, and is said again
+            return self.offer.count - 1  # it has all and does not say that it is done: that was lost; it says it again
         return None
 
 
@@ -240,11 +250,7 @@ class Broadcast(Sender):
     ) -> None:
         super().__init__(offer, source, now, pace)
         self._wanted: dict[int, None] = dict.fromkeys(range(min(push, offer.count)))
-        self._sendings: dict[
-            int, tuple[int, int]
-        ] = {}  # index → when it was sent last, the how manieth sending that was
-        self._turns: dict[int, int] = {}  # the last sendings that no receiver has named: when
-        self._named = 0  # the last one that was
+        self._sendings: dict[int, tuple[int, int]] = {}  # index → when it was sent last, and its turn
 
     def heard(self, payload: Buffer | Need, now: int) -> bool:
         """A receiver said what it needs: perhaps late, repeated, or garbage. Never raises.
@@ -258,13 +264,7 @@ class Broadcast(Sender):
             return False
         if need.digest != self.offer.digest:
             return False
-        last = need.last if need.last <= self.sent else 0  # more: of another sender, before us
-        if last > self._named:
-            self._named = last
-            if (when := self._turns.pop(last, None)) is not None:
-                self.pace.measured(now - when)
-            while self._turns and next(iter(self._turns)) < last:
-                del self._turns[next(iter(self._turns))]
+        last = self._echo(need.last, now)
         asked = 0
         for first, count in need.ranges:
             for index in range(first, min(first + min(count, _ASKS), self.offer.count)):
@@ -281,13 +281,10 @@ class Broadcast(Sender):
         out: list[bytes] = []
         while self._wanted and len(out) < most:
             index = next(iter(self._wanted))
-            out.append(self._chunk(index))
+            out.append(self._chunk(index, now))
             del self._wanted[index]
             self._sendings.pop(index, None)
-            self._sendings[index] = now, self.sent
-            self._turns[self.sent] = now
-            if len(self._turns) > _TURNS:
-                del self._turns[next(iter(self._turns))]
+            self._sendings[index] = now, self._turn
             if len(self._sendings) > _REMEMBERED:
                 del self._sendings[next(iter(self._sendings))]
         return out

@@ -346,6 +346,7 @@ class Link(asyncio.BufferedProtocol):
         self.reason = self.reason or text
         self.closing = True
         if self._transport is not None:
-            self._transport.abort()
+            if not self.lost.done():  # a transport that has closed by itself raises here
+                self._transport.abort()
         elif not self.lost.done():
             self.lost.set_result(None)

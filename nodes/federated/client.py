@@ -374,6 +374,7 @@ class Client(Machine):
             or self._said is None
             or (said.samples > 0) != (self._said.samples > 0)
             or said.skips != self._said.skips
+            or said.why != self._said.why
         ):
             self._said, self._said_at = said, now
             self._say(out, "state", wire.say(said), retain=True)

@@ -60,6 +60,7 @@ class Coordinator(Machine):
         self.garbage = 0
         """Messages that were none."""
         self._voice = Voice(rules, self.wanted, self.quorum, inline, chunk)
+        self._voice.private = strategy.asked()
         form = Form(self.wanted, strategy.extras(self.wanted), compressor)
         self.desk = Desk(rules, form, self.roster, self._voice, Place() if place is None else place)
         self._idle_since = 0
@@ -68,8 +69,8 @@ class Coordinator(Machine):
 
     @property
     def outcome(self) -> str:
-        """Why the job is over: ``rounds``, ``target``, ``stall``, ``time``, ``too-few``, ``aborted``, ``fenced``; empty: it
-        is not."""
+        """Why the job is over: ``rounds``, ``target``, ``stall``, ``time``, ``too-few``, ``aborted``, ``fenced``, or
+        what the strategy says (``budget``); empty: it is not."""
         return self.job.outcome
 
     @property
@@ -106,7 +107,14 @@ class Coordinator(Machine):
         if self.round is None or self.round.phase == COLLECTING:
             self._call(now, out)
         for client, number in sorted(self.desk.taken):
+<<<<<<< HEAD
             self._voice.ack(self.job, client, number, wire.TAKEN, out)  # after the call, which makes clients doubt it
+=======
+            self._voice.ack(self.job, client, number, wire.TAKEN, out)  # likewise
+        if over := self.strategy.over():  # the budget may be another than when the last round was made
+            self._over(over, out)
+            return out
+>>>>>>> 475e3cf75bc88c632d4c8023d803ba8e1b163965
         if self.round is None:
             self._repeat = None
             self._idle(now, out)
@@ -332,7 +340,13 @@ class Coordinator(Machine):
 
     def _aggregate(self, held: Round, out: Answer) -> None:
         taken = self.desk.chosen(held.counted, self.job)
+<<<<<<< HEAD
         act = partial(merge, self.strategy, self.job.model, taken, self.desk.form, self.desk.recall, self.evaluate)
+=======
+        act = partial(
+            merge, self.strategy, self.job.model, taken, self.wanted, self.compressor, self.evaluate, held.size
+        )
+>>>>>>> 475e3cf75bc88c632d4c8023d803ba8e1b163965
         out.work = Work("aggregate", act)
 
     def _undo(self) -> None:
@@ -354,7 +368,7 @@ class Coordinator(Machine):
             return
         self.job.advance(merged, held.number, watched, rules)
         self._voice.task = merged.task
-        self._end(held, "committed", now, out, metrics)
+        self._end(held, "committed", now, out, metrics, over=merged.over)
 
     def _end(
         self,
@@ -365,6 +379,7 @@ class Coordinator(Machine):
         metrics: Mapping[str, float] | None = None,
         *,
         why: str = "",
+        over: str = "",
     ) -> None:
         """The round is over, whatever became of it; begin the next if one can begin."""
         job, committed = self.job, status == "committed"
@@ -383,7 +398,7 @@ class Coordinator(Machine):
         if committed:
             self._voice.model(job, now, out)
         end = self._time_end()
-        if reason := job.ended(self.rules, metrics or {}) or ("time" if end is not None and now >= end else ""):
+        if reason := job.ended(self.rules, metrics or {}) or over or ("time" if end is not None and now >= end else ""):
             self._over(reason, out)
             return
         self._idle(now, out)

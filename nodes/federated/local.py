@@ -31,22 +31,24 @@ class Memory:
 
     :param residual: what its compressor has left out so far (error feedback); empty: nothing.
     :param control: its control variate (SCAFFOLD); empty: zeros.
+    :param own: what of the model never leaves the device.
     """
 
     residual: Weights
     control: Weights
+    own: Weights
 
     def kept(self) -> dict[str, Any]:
         """Plain values for a commit."""
-        return {"residual": wire.plain(self.residual), "control": wire.plain(self.control)}
+        return {name: wire.plain(getattr(self, name)) for name in ("residual", "control", "own")}
 
     @classmethod
     def of(cls, kept: Mapping[str, Any] | None) -> Memory:
         """From :meth:`kept`; None: of a client that has done nothing yet."""
-        return cls({}, {}) if kept is None else cls(wire.arrays(kept["residual"]), wire.arrays(kept["control"]))
+        return cls(*(wire.arrays((kept or {}).get(name, {})) for name in ("residual", "control", "own")))
 
     def __bool__(self) -> bool:
-        return bool(self.residual or self.control)
+        return bool(self.residual or self.control or self.own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ def train(
     if not len(known):
         raise NothingToLearnError("there are no examples")
     trainer.load(model)
+    trainer.keep(memory.own)
     metrics = dict(trainer.evaluate(known)) if call.evaluate else {}
     control = _control(call.fit)
     correction = control.correction(shared, memory.control, model) if control else {}
@@ -114,6 +117,8 @@ def train(
     if control:
         extra = control.change(delta, shared, done.steps, float(plan.get("rate", DEFAULT.rate)))
         ours = control.adopted(memory.control, extra)
+    if call.private:  # nothing else is told
+        delta, metrics = _hidden(delta, call.private), {}
     packed, residual = _pack(delta, memory.residual, compressors(call.compress), wanted, seed)
     payload = wire.pack_update(
         call.job,
@@ -121,13 +126,35 @@ def train(
         call.round,
         client,
         base=call.base,
-        samples=len(known),
+        samples=1 if call.private else len(known),
         packed=packed,
         extra=extra,
         metrics=wire.finite(metrics),
         time=time,
     )
-    return Trained(payload, Memory(residual, ours), len(known))
+    return Trained(payload, Memory(residual, ours, trainer.own()), len(known))
+
+
+def _hidden(delta: Weights, private: Mapping[str, Any]) -> Weights:
+    """The delta as it may leave: with noise of our own, where that is asked; the coordinator's is added there.
+
+    :raises ConfigError: this version does not know what is asked, and would send more than it may.
+    """
+    match private.get("where"):
+        case "central":
+            return delta
+        case "local":
+            from nodes.privacy.dp import Chance, local
+
+            try:
+                clip, noise, by_tensor = float(private["clip"]), float(private["noise"]), bool(private["by_tensor"])
+            except (KeyError, TypeError, ValueError):
+                raise ConfigError("the round asks for noise, and does not say for how much") from None
+            if not (0 < clip < math.inf and 0 < noise < math.inf):
+                raise ConfigError(f"the round asks for noise of {noise:g} times {clip:g}")
+            return local(delta, clip=clip, noise=noise, chance=Chance(), by_tensor=by_tensor)
+        case other:
+            raise ConfigError(f"the round asks for privacy {str(other)[:32]!r}, which this version does not know")
 
 
 def _pack(

@@ -23,7 +23,7 @@ class Post:
     """
 
     def __init__(self, name: str, inline: int, chunk: int) -> None:
-        self.memory = Memory({}, {})
+        self.memory = Memory.of(None)
         self.number = 0
         self.answer = ""
         self._inline, self._chunk, self._name = inline, chunk, name
@@ -47,7 +47,7 @@ class Post:
 
     def forget(self, out: Answer) -> None:
         """All of it was of another run."""
-        self.memory = Memory({}, {})
+        self.memory = Memory.of(None)
         self._clear()
         out.commit.update({"sent": None, "memory": None})
 

@@ -94,6 +94,7 @@ class Merged:
 
     :param data: the bytes of the model and what is shared with it.
     :param state: the strategy's snapshot; ``task`` is what it asks of the clients from now on.
+    :param over: why the strategy makes no further round; empty: it does.
     """
 
     weights: Weights
@@ -103,6 +104,7 @@ class Merged:
     state: Any
     task: dict[str, Any]
     metrics: dict[str, float]
+    over: str = ""
 
 
 def merge(
@@ -112,18 +114,27 @@ def merge(
     form: Form,
     recall: Recall,
     evaluate: Evaluate | None,
+    places: int = 0,
 ) -> Merged:
     """The next model; the same bytes from the same updates.
 
     :param taken: the updates with their staleness, at least one, in client order.
+    :param places: how many clients were asked.
     :raises UnfitError: what came out is no model.
     """
+<<<<<<< HEAD
     updates = client_updates(taken, form, recall, one_by_one=strategy.sums)
+=======
+    updates = [client_update(update, compressor, wanted, staleness) for update, staleness in taken]
+    strategy.places = places
+>>>>>>> 475e3cf75bc88c632d4c8023d803ba8e1b163965
     new = strategy.aggregate(model, updates)
     fit(new, form.wanted)
     shared = strategy.shared()
     metrics = {} if evaluate is None else {name: float(value) for name, value in evaluate(new).items()}
-    return Merged(new, shared, digest(new), pack_model(new, shared), strategy.snapshot(), strategy.task(), metrics)
+    metrics |= strategy.told()
+    state, task = strategy.snapshot(), strategy.task()
+    return Merged(new, shared, digest(new), pack_model(new, shared), state, task, metrics, strategy.over())
 
 
 def means(taken: Sequence[Taken]) -> dict[str, float]:
@@ -139,7 +150,7 @@ def means(taken: Sequence[Taken]) -> dict[str, float]:
     return out
 
 
-METRICS = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss")
+METRICS = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss", "epsilon")
 """Columns that every row has, NaN where a round has none."""
 
 

@@ -30,6 +30,7 @@ class Voice:
         self.rules, self.wanted, self.quorum = rules, wanted, quorum
         self.inline, self.chunk = inline, chunk
         self.task: dict[str, Any] = {}
+        self.private: dict[str, Any] = {}
         self.down = 0
         self._said = 0
         self._due: int | None = None
@@ -67,6 +68,7 @@ class Voice:
             fit={**rules.fit, **self.task, "seed": rules.seed},
             compress=rules.compress,
             evaluate=rules.evaluate,
+            private=self.private,
             aborted=tuple(job.aborted),
             why=job.outcome,
         )

@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 
 from nodes.federated.weights import Shape, Weights
-from schemas.codec import Tensor, decode, encode, from_tensor, to_tensor
+from schemas.codec import decode, encode, from_tensor, to_tensor
 from schemas.errors import PayloadError
 from schemas.messages import Array, Message, Update
+from schemas.wire import Tensor
 
 INLINE = 60_000
 """A model or update of up to so many bytes travels in its message, a larger one as a blob."""
@@ -66,6 +67,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", ta
     :param fit: fields of :class:`nodes.trainers._trainer.Fit`, with what the strategy adds; its ``seed`` is the job's.
     :param compress: what the clients' compressor is made of; None: none.
     :param evaluate: report metrics of the model received on own data.
+    :param private: what is done to an update before it leaves, and that nothing else is told; empty: nothing.
     :param aborted: the last rounds that came to nothing: updates for them were not used.
     :param why: with phase ``over``: what ended the job.
     """
@@ -84,6 +86,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", ta
     compress: Any = None
     evaluate: bool = False
     secure: dict[str, Any] = {}
+    private: dict[str, Any] = {}
     aborted: tuple[int, ...] = ()
     why: str = ""
 

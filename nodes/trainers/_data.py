@@ -77,6 +77,23 @@ def classes(y: Array, count: int) -> Array:
     return y.astype(np.int64, copy=False)
 
 
+def wanted(y: Array, count: int) -> Array:
+    """What a classifier is to answer, float32 [n, count]: 1 for the class of a label, or the probabilities of soft labels.
+
+    :raises ConfigError: they are neither.
+    """
+    if y.ndim == 2 and y.dtype.kind == "f":
+        soft = numbers(y, count)
+        if len(soft) and not (soft.min() >= 0 and abs(soft.sum(1) - 1).max() <= 1e-3):
+            raise ConfigError(
+                "labels that are no probabilities; a classifier learns from whole numbers, or probabilities"
+            )
+        return soft
+    out = np.zeros((len(y), count), np.float32)
+    out[np.arange(len(y)), classes(y, count)] = 1
+    return out
+
+
 def numbers(y: Array, width: int) -> Array:
     """The targets of a regression as [n, width] float32.
 

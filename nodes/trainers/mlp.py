@@ -135,12 +135,8 @@ class Mlp(Trainer):
         n, width = len(examples), self._layers[0]
         x = np.ones((n, width + 1), np.float32)
         x[:, :-1] = _data.table(examples.x, width)
-        if self._classifies:
-            labels = _data.classes(examples.y, self._layers[-1])
-            y = np.zeros((n, self._layers[-1]), np.float32)
-            y[np.arange(n), labels] = 1
-        else:
-            y = _data.numbers(examples.y, self._layers[-1])
+        answers = _data.wanted if self._classifies else _data.numbers
+        y = answers(examples.y, self._layers[-1])
         start = self._all.copy() if plan.proximal else None
         added = flat(correction, "<f4") if correction else None
         if plan.momentum and self._speed is None:
@@ -242,6 +238,10 @@ class Mlp(Trainer):
         else:
             slopes *= np.float32(plan.rate)
         self._all -= slopes
+
+    def takes(self) -> tuple[int, ...]:
+        """What the first layer takes."""
+        return (self._layers[0],)
 
     def predict(self, x: Array) -> Array:
         """Probabilities, or a regression's numbers."""

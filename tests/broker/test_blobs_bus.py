@@ -21,6 +21,7 @@ from broker.blob_port import fetch, receive, send, serving
 from broker.blob_send import Outgoing
 from broker.blob_store import BlobStore
 from broker.bus import Publication
+from broker.embedded.limits import Limits
 from broker.embedded.server import EmbeddedBroker
 from broker.session import Session
 from broker.session_options import Options
@@ -364,6 +365,7 @@ import asyncio, resource, sys
 from pathlib import Path
 from broker.blob_port import receive, send
 from broker.blob_store import BlobStore
+from broker.embedded.limits import Limits
 from broker.embedded.server import EmbeddedBroker
 from broker.session import Session
 async def main():
@@ -397,3 +399,23 @@ def test_a_large_blob_streams_without_growing_memory(tmp_path: Path) -> None:
     with BlobStore(tmp_path / "b", 1 << 30) as store:
         assert store.audit() == []
         assert set(store.digests()) == set(digests)
+
+
+def test_chunks_fit_the_brokers_largest_packet() -> None:
+    data = content(200_000)
+
+    async def main() -> Outgoing:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(asyncio.timeout(50))
+            broker = await stack.enter_async_context(EmbeddedBroker(limits=Limits(packet_bytes=20_000)))
+            there, here = [await stack.enter_async_context(Session(broker.url)) for _ in range(2)]
+            got, out = await asyncio.gather(receive(here, "line/up", memory), send(there, "line/up", data))
+            assert data_of(got) == data
+            async with serving(there, "line/model", data) as many:
+                assert data_of(await fetch(here, "line/model", memory)) == data
+                assert many.offer.chunk == out.offer.chunk
+            return out
+
+    out = asyncio.run(main())
+    assert out.offer.chunk == 18 * 1024
+    assert out.sent == out.offer.count

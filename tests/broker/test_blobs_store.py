@@ -18,7 +18,7 @@ from blob_link import BEGIN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.blob_format import BlobError, Chunk, Held, Offer, offer
+from broker.blob_format import Ack, BlobError, Chunk, Held, Offer, offer
 from broker.blob_receive import Incoming
 from broker.blob_store import BlobStore
 from broker.spool_figures import NoRoomError
@@ -287,7 +287,11 @@ def test_a_full_disk_stops_it_and_it_goes_on_when_there_is_room(tmp_path: Path) 
             took = [come.take(payload, BEGIN) for payload in sent]
             assert took == ["new"] * 4 + ["no-room"] * 16
             assert come.lack is not None
-            assert come.say(BEGIN) is None
+            said = come.say(BEGIN)
+            assert said is not None
+            assert Ack.decode(said).upto == 4
+            assert come.take(sent[4], BEGIN) == "no-room"
+            assert come.say(BEGIN) is None  # the sender waits, and tries again
             with pytest.raises(NoRoomError):
                 store.put(content(6000, 1))
         assert names(store.folder) == {partial.name, partial.name.replace(".part", ".map")}
