@@ -107,14 +107,10 @@ class Coordinator(Machine):
         if self.round is None or self.round.phase == COLLECTING:
             self._call(now, out)
         for client, number in sorted(self.desk.taken):
-<<<<<<< HEAD
             self._voice.ack(self.job, client, number, wire.TAKEN, out)  # after the call, which makes clients doubt it
-=======
-            self._voice.ack(self.job, client, number, wire.TAKEN, out)  # likewise
         if over := self.strategy.over():  # the budget may be another than when the last round was made
             self._over(over, out)
             return out
->>>>>>> 475e3cf75bc88c632d4c8023d803ba8e1b163965
         if self.round is None:
             self._repeat = None
             self._idle(now, out)
@@ -340,13 +336,8 @@ class Coordinator(Machine):
 
     def _aggregate(self, held: Round, out: Answer) -> None:
         taken = self.desk.chosen(held.counted, self.job)
-<<<<<<< HEAD
-        act = partial(merge, self.strategy, self.job.model, taken, self.desk.form, self.desk.recall, self.evaluate)
-=======
-        act = partial(
-            merge, self.strategy, self.job.model, taken, self.wanted, self.compressor, self.evaluate, held.size
-        )
->>>>>>> 475e3cf75bc88c632d4c8023d803ba8e1b163965
+        desk, model = self.desk, self.job.model
+        act = partial(merge, self.strategy, model, taken, desk.form, desk.recall, self.evaluate, held.size)
         out.work = Work("aggregate", act)
 
     def _undo(self) -> None:

@@ -122,12 +122,8 @@ def merge(
     :param places: how many clients were asked.
     :raises UnfitError: what came out is no model.
     """
-<<<<<<< HEAD
     updates = client_updates(taken, form, recall, one_by_one=strategy.sums)
-=======
-    updates = [client_update(update, compressor, wanted, staleness) for update, staleness in taken]
     strategy.places = places
->>>>>>> 475e3cf75bc88c632d4c8023d803ba8e1b163965
     new = strategy.aggregate(model, updates)
     fit(new, form.wanted)
     shared = strategy.shared()
