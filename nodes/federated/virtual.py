@@ -104,7 +104,7 @@ class World:
         self.retained: dict[str, bytes] = {}
         self.published = 0
         self.delivered = 0
-        self._tap, self._witness = tap, witness
+        self.tap, self.witness = tap, witness
         self._exact: dict[str, list[Peer]] = {}
         self._wild: dict[tuple[int, str], list[tuple[list[str], Peer]]] = {}
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -242,8 +242,8 @@ class World:
                     peer.disk.pop(key, None)
                 else:
                     peer.disk[key] = _encode(value)
-            if self._witness is not None:
-                self._witness(peer, answer.commit)
+            if self.witness is not None:
+                self.witness(peer, answer.commit)
             if self._dies(peer, "committed", answer.commit):
                 return
         peer.rows += answer.rows
@@ -296,8 +296,8 @@ class World:
 
     def _publish(self, peer: Peer, say: Say) -> None:
         self.published += 1
-        if self._tap is not None:
-            self._tap(peer, say)
+        if self.tap is not None:
+            self.tap(peer, say)
         self.inject(say.topic, say.payload, retain=say.retain, link=peer.link)
 
     def inject(self, topic: str, payload: bytes, *, retain: bool = False, link: Link = Link()) -> None:
