@@ -8,7 +8,7 @@ accuracy for an epsilon.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,22 @@ from federated_kit import (
     Federation,
     Plan,
     Poison,
+    accuracy,
     alike,
     labels_turned,
     noise,
     perceptron,
     scaled,
+    train,
     two_classes,
 )
 
 from nodes import kinds
 from nodes.compressors._compressor import Compressor
-from nodes.federated.weights import Weights
-from nodes.strategies._strategy import Strategy
+from nodes.federated.weights import Weights, minus
+from nodes.privacy.accountant import noise_for
+from nodes.privacy.dp import Chance, central, local
+from nodes.strategies._strategy import ClientUpdate, Strategy, mean
 from schemas.codec import encode
 from schemas.messages import Message, Update
 
@@ -93,13 +97,13 @@ def strategies() -> Iterator[Sequence[str]]:
 # -- three of ten send nonsense -------------------------------------------------------------------------------------
 
 ROBUST_PLAN, ROBUST_ROUNDS = Plan(epochs=5, rate=0.2), 20
-ATTACKS: dict[str, Poison | None] = {
+ATTACKS: dict[str, Callable[[int], Poison] | None] = {
     "nobody": None,
-    "signs turned": scaled(-1),
-    "turned, × 10": scaled(-10),
-    "× 100": scaled(100),
-    "labels turned": None,
-    "noise": noise(1),
+    "signs turned": lambda _: scaled(-1),
+    "turned, × 10": lambda _: scaled(-10),
+    "× 100": lambda _: scaled(100),
+    "labels turned": None,  # of its data, see below
+    "noise": lambda client: noise(1, client),
 }
 DEFENCES: list[tuple[str, dict[str, Any]]] = [
     ("fedavg", {}),
@@ -108,6 +112,7 @@ DEFENCES: list[tuple[str, dict[str, Any]]] = [
     ("krum", {"faulty": 3}),
     ("krum", {"faulty": 3, "choose": 6}),
     ("geometric-median", {}),
+    ("bulyan", {"faulty": 1}),
 ]
 
 
@@ -122,7 +127,7 @@ def attacked(name: str, options: dict[str, Any], attack: str) -> float:
         parts,
         perceptron(64, 32, 10, seed=1),
         ROBUST_PLAN,
-        poison={} if poison is None else dict.fromkeys(range(3), poison),
+        poison={} if poison is None else {i: poison(i) for i in range(3)},
     )
     with np.errstate(all="ignore"):  # a model that was carried off has scores without end
         return federation.run(ROBUST_ROUNDS)[-1]
@@ -158,7 +163,39 @@ def sizes() -> Iterator[Sequence[str]]:
         yield written(name, options) if name else "none", f"{size:,.0f}", f"1/{plain / size:.1f}", *reached
 
 
-TABLES = {"strategies": strategies, "robust": robust, "bytes": sizes}
+# -- privacy --------------------------------------------------------------------------------------------------------
+
+EPSILONS = (None, 8.0, 3.0, 1.0)
+PRIVATE_PLAN, PRIVATE_ROUNDS, DELTA = Plan(rate=2.0), 40, 1e-5
+
+
+def private_run(clients: int, where: str, epsilon: float | None) -> float:
+    """Accuracy after all rounds, each with all clients; without an epsilon only clipped."""
+    parts, model, chance = alike(clients), perceptron(64, 10, seed=1), Chance(1)
+    noise = noise_for(epsilon, DELTA, PRIVATE_ROUNDS, local=where == "local") if epsilon else 0.0
+    made, own = strategy("fedavg"), noise if where == "local" else 0.0
+    for number in range(PRIVATE_ROUNDS):
+        updates = []
+        for i, part in enumerate(parts):
+            delta = minus(train(model, part, PRIVATE_PLAN, 1000 * number + i)[0], model)
+            if own:
+                delta = local(delta, clip=1.0, noise=own, chance=chance)
+            updates.append(ClientUpdate(f"c{i:03}", delta, len(part.y)))
+        if own:  # clipped by their senders, and longer than that by the noise
+            shared = ClientUpdate("all", mean(updates, [1.0] * clients), clients)
+        else:
+            shared = central(updates, clip=1.0, noise=noise, expected=clients, chance=chance)
+        model = made.aggregate(model, [shared])
+    return accuracy(model)
+
+
+def private() -> Iterator[Sequence[str]]:
+    yield "clients", "noise", *("without" if e is None else f"ε = {e:g}" for e in EPSILONS)
+    for clients, where in ((100, "central"), (479, "central")):
+        yield str(clients), where, *(percent(private_run(clients, where, e)) for e in EPSILONS)
+
+
+TABLES = {"strategies": strategies, "robust": robust, "bytes": sizes, "private": private}
 
 
 def main() -> None:
