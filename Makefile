@@ -14,8 +14,8 @@ LOCK := requirements-dev.lock
 PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done; true))
 
-# Tests run in two processes, because the smallest machine that we develop on has two cores; more: make test JOBS=8
-JOBS ?= 2
+# The smallest machine that we develop on has two cores, and most tests wait longer than they compute; more: make test JOBS=8
+JOBS ?= 3
 # Its processes start hundreds of times here: the compiled modules are kept, as pip keeps those of an installation.
 unexport PYTHONDONTWRITEBYTECODE
 

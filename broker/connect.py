@@ -29,6 +29,7 @@ def connect(
     clean_start: bool | None = None,
     will: Will | None = None,
     receive_maximum: int = 1024,
+    prompt: bool = False,
     patience: float = 30.0,
     on_state: OnState | None = None,
 ) -> Bus:
@@ -57,6 +58,7 @@ def connect(
         clean_start=clean_start,
         will=will,
         receive_maximum=receive_maximum,
+        prompt=prompt,
         patience=patience,
         on_state=on_state,
     )

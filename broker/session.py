@@ -12,6 +12,7 @@ own publishes. Who consumes with ``block`` and publishes QoS 1 from the same tas
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Iterable
 from contextlib import suppress
@@ -73,6 +74,7 @@ class Session(Client):
             self._tls = await asyncio.to_thread(self.options.tls)
         inbox, most = self._inbox, self.options.max_packet_size
         link = self._link = self._last = Link(self._packets, self._outbox.progress, most, inbox.ways, inbox.learn)
+        link.prompt = self.options.prompt and hasattr(socket, "TCP_QUICKACK")
         greeting = hello(self.client_id, self.options, fresh=self._fresh)
         timeout = max(0.05, min(self.options.timeout, left))
         await reach(link, self.address, self.options, self._tls, greeting, timeout)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import mqtt5
@@ -46,6 +47,7 @@ REST = 0.001
 """Seconds until then. Reading a few at a time costs several times as much for each."""
 
 _Reason = mqtt5.DisconnectReasonCode
+_QUICKACK: int = getattr(socket, "TCP_QUICKACK", 0)
 _NOT_OURS = (KeyboardInterrupt, SystemExit)
 
 
@@ -115,6 +117,7 @@ class Link(asyncio.BufferedProtocol):
         self.closing = False
         self.heard = False  # something came since the last look of the keep-alive
         self.said = False  # something was written since
+        self.prompt = False  # acknowledge at once what comes, to TCP
         self.old = False  # a CONNACK of MQTT 3.1.1 came
         self.reason = ""
         self.error: BaseException | None = None
@@ -157,6 +160,8 @@ class Link(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._end += nbytes
         self.heard = True
+        if self.prompt:
+            self._acknowledge()
         if self.closing:
             self._start = self._end = 0
             return
@@ -173,6 +178,13 @@ class Link(asyncio.BufferedProtocol):
             self._on_packets(self, packets)
             if len(packets) >= MANY and nbytes < BUFFER // 8:
                 self._rest()
+
+    def _acknowledge(self) -> None:
+        """Send TCP's acknowledgement now. Linux forgets that this is wanted, so it is said again each time."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.family != getattr(socket, "AF_UNIX", None):
+            with suppress(OSError):  # it was closed just now
+                sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     # reading
 
@@ -334,6 +346,7 @@ class Link(asyncio.BufferedProtocol):
         self.reason = self.reason or text
         self.closing = True
         if self._transport is not None:
-            self._transport.abort()
+            if not self.lost.done():  # a transport that has closed by itself raises here
+                self._transport.abort()
         elif not self.lost.done():
             self.lost.set_result(None)

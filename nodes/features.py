@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -160,7 +161,7 @@ class Gatherer:
 
     def _fitted(self, data: Array, spec: Spec, what: str) -> Array:
         """As :func:`fitted`; what is to be scaled counts as real numbers."""
-        if self._scaling is not None and data.dtype.kind == "u" and (spec.dtype.kind == "f" or spec.quantisation):
+        if self._scaling is not None and data.dtype.kind == "u" and spec.real:
             return _shaped(data, spec, what)
         return fitted(data, spec, what)
 
@@ -212,19 +213,18 @@ def fitted(data: Array, spec: Spec, what: str) -> Array:
     :raises UnfitError: it does not fit.
     """
     data = _shaped(data, spec, what)
-    if data.dtype == spec.dtype or (
-        data.dtype.kind == "f" and (spec.dtype.kind == "f" or spec.quantisation is not None)
-    ):
+    if data.dtype == spec.dtype or (data.dtype.kind == "f" and spec.real):
         return data
     expected = spec.dtype.name if spec.quantisation is None else f"{spec.dtype.name} or floats"
-    hint = "; scale it in preprocess" if spec.dtype.kind == "f" or spec.quantisation is not None else ""
+    hint = "; scale it in preprocess" if spec.real else ""
     raise UnfitError("bad-dtype", f"{what} of {data.dtype.name}; the model takes {expected}{hint}")
 
 
 def _shaped(data: Array, spec: Spec, what: str) -> Array:
     if data.shape == spec.shape:
         return data
-    if [n for n in data.shape if n != 1] != [n for n in spec.shape if n != 1]:
+    same = [n for n in data.shape if n != 1] == [n for n in spec.shape if n != 1]
+    if not same and not (spec.flat and data.size == math.prod(spec.shape)):
         raise UnfitError("bad-shape", f"{what} of shape {list(data.shape)}; the model takes {list(spec.shape)}")
     return data.reshape(spec.shape)
 

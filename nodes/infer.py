@@ -13,6 +13,7 @@ from nodes import kinds
 from nodes.backends._backend import Signature
 from nodes.operator import Context, Flow, Operator
 from nodes.options import Options
+from schemas import topics
 from schemas.errors import ConfigError, Problem, did_you_mean
 from schemas.expressions import Number
 from schemas.problems import shown, validated
@@ -36,6 +37,12 @@ class Config(Options):
     """What model runs, and how its answers are read."""
 
     model: str = Field(description="Path of the model file; its ending tells the backend.", min_length=1)
+    job: str | None = Field(
+        None,
+        description="Federated job whose global model is taken over whenever there is a newer one, between two batches. 'model' "
+        "is where the newest is kept, and need not be there yet.",
+        min_length=1,
+    )
     backend: str | dict[str, Any] | None = Field(
         None, description="The runtime: its name, or {name: options}. Left out: told from the file's ending."
     )
@@ -106,7 +113,7 @@ class Config(Options):
             problems.extend(
                 Problem(("scale",), f"the model's input {spec} takes no real numbers")
                 for spec in signature.inputs
-                if spec.dtype.kind != "f" and spec.quantisation is None
+                if not spec.real
             )
         if problems:
             raise ConfigError(*problems)
@@ -118,6 +125,17 @@ class Config(Options):
         except ConfigError as error:
             raise error.under("backend", *(self.backend if isinstance(self.backend, dict) else ())) from None
         path = context.path(self.model)
+        if self.job is not None:
+            if not topics.is_level(self.job):
+                raise ConfigError(
+                    Problem(("job",), f"expected lower-case letters, digits, - and _, got {shown(self.job)}")
+                )
+            if not getattr(module, "FOLLOWS", False):
+                raise ConfigError(
+                    Problem(("job",), "a job's models are run by their trainer: backend: {trained: {trainer: …}}")
+                )
+            if not path.exists():
+                return None
         if not path.is_file():
             raise ConfigError(Problem(("model",), f"no such file: {path}"))
         try:
@@ -137,7 +155,7 @@ class Config(Options):
             wanted *= n
         if wanted != len(fields):
             return [Problem(("fields",), f"{len(fields)} fields, but the model's input {spec} takes {wanted}")]
-        if spec.dtype.kind != "f" and spec.quantisation is None:
+        if not spec.real:
             return [Problem(("fields",), f"the model's input {spec} takes no real numbers")]
         return []
 
@@ -211,24 +229,32 @@ class Config(Options):
 def build(config: Config, context: Context) -> Operator:
     """The operator; the model is loaded when the runtime opens it."""
     from nodes.backends._backend import Scaling
-    from nodes.inference import Infer, Plan
+    from nodes.inference import Infer
+    from nodes.loaded import Plan
 
     backend, options = config.chosen_backend()
     path = context.path(config.model)
     decoder, reading = _chosen("decoder", config.decoder)
+    labels = config.read_labels(context)
     plan = Plan(
         path=path,
         name=config.name or path.stem,
         version=config.version or "",
-        backends=[backend.build(options, context, path, config.threads) for _ in range(config.parallel)],
-        decoder=decoder.build(reading, config.read_labels(context), config.top),
+        backends=lambda file: [backend.build(options, context, file, config.threads) for _ in range(config.parallel)],
+        decoder=lambda: decoder.build(reading, labels, config.top),
         fields=config.fields or (),
         keep=config.keep,
         batch=config.batch.max,
         wait=config.batch.wait / 1e9,
         scaling=None if config.scale is None else Scaling(config.scale, config.offset),
+        later=config.job is not None,
     )
-    return Infer(plan)
+    if config.job is None:
+        return Infer(plan)
+    from nodes.federated.following import follow
+
+    job = config.job
+    return Infer(plan, lambda operator: follow(operator, context, job, path))
 
 
 def _chosen(family: str, value: str | dict[str, Any]) -> tuple[ModuleType, Options]:

@@ -11,46 +11,28 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
-from typing import ClassVar
+from threading import Lock
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 import numpy as np
 
-from nodes.backends._backend import Backend, Scaling, Signature, dequantise
-from nodes.decoders._decoder import Answer, Decoder
-from nodes.features import Gatherer, Item, UnfitError, missing
+from nodes.decoders._decoder import Answer
+from nodes.features import Item, UnfitError, missing
+from nodes.loaded import Loaded, Plan
 from nodes.operator import Emit, Operator
 from schemas.errors import ConfigError
 from schemas.messages import Array, Message, Model, Predictions, Readings
 
 LONG = 0.0005
 """Seconds of one full batch from which the runtime calls :meth:`Infer.process` in a worker thread."""
-_TRIALS = 3
 
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What an :class:`Infer` is made of; the names are those of :class:`nodes.infer.Config`.
-
-    :param version: ``""``: the first eight hex digits of the file's digest.
-    :param backends: copies of the model; as many calls may be under way.
-    :param wait: seconds to wait for a batch to fill.
-    """
-
-    path: Path
-    name: str
-    version: str
-    backends: Sequence[Backend]
-    decoder: Decoder
-    fields: Sequence[str]
-    keep: Sequence[str]
-    batch: int
-    wait: float
-    scaling: Scaling | None = None
+Follow: TypeAlias = Callable[["Infer"], Coroutine[Any, Any, None]]
+"""Runs beside the operator, and calls :meth:`Infer.exchange` when there is a newer model."""
 
 
 class Infer(Operator):
@@ -62,23 +44,24 @@ class Infer(Operator):
 
     overlaps: ClassVar[bool] = True
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, follow: Follow | None = None) -> None:
         self._plan = plan
-        self._free: SimpleQueue[Backend] = SimpleQueue()
-        self.calls = len(plan.backends)
+        self._follow = follow
+        self._loaded: Loaded
+        self._swap = Lock()
+        self._users: Counter[Loaded] = Counter()
         self.max_batch = plan.batch
         self.linger = plan.wait
-        self._signature: Signature
-        self._gatherer: Gatherer
-        self._model: Model
-        self._sizes: list[int] = []
-        self.invoke_times: dict[int, float] = {}
-        """Seconds of one invoke by batch size, as measured by :meth:`open`."""
 
     @property
     def model(self) -> Model:
         """Which model this is; known after :meth:`open`."""
-        return self._model
+        return self._loaded.model
+
+    @property
+    def invoke_times(self) -> dict[int, float]:
+        """Seconds of one invoke by batch size, as measured when the model was loaded."""
+        return self._loaded.invoke_times
 
     def open(self) -> None:
         """Load the model, try it on zeros and noise at every batch size, and measure.
@@ -87,58 +70,54 @@ class Infer(Operator):
         :raises ConfigError: the model or the labels do not fit; the runtime refuses the file.
         """
         plan = self._plan
-        try:
-            with plan.path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ConfigError(f"cannot read the model {plan.path}: {error.strerror}") from None
-        self._model = Model(name=plan.name, version=plan.version or digest[:8], digest=digest)
-        signatures = [backend.open() for backend in plan.backends]
-        self._signature = signatures[0]
-        plan.decoder.check(self._signature.outputs)
-        self._gatherer = Gatherer(self._signature, plan.fields, plan.keep, plan.scaling)
-        self._sizes = sizes(plan.batch) if self._signature.batch is None else [self._signature.batch]
-        self._warm_up()
+        loaded = self._loaded = Loaded(plan, plan.path, named(plan, plan.path))
+        self.calls = loaded.copies
+        calls = -(-self.max_batch // loaded.sizes[-1])
+        self.blocking = self.calls > 1 or calls * loaded.invoke_times[loaded.sizes[-1]] > LONG
 
-    def _warm_up(self) -> None:
-        noise = np.random.default_rng(0)
-        trials = []
-        for n in self._sizes:
-            inputs: dict[str, Array] = {}
-            for spec in self._signature.inputs:
-                value = np.zeros((n, *spec.shape), spec.dtype)
-                if n == self._sizes[-1]:
-                    # Real numbers only: noise among, say, token numbers may point outside a table.
-                    if spec.dtype.kind == "f":
-                        value[...] = noise.random(value.shape)
-                    elif spec.quantisation is not None:
-                        limits = np.iinfo(np.dtype(spec.dtype.str))
-                        value[...] = noise.integers(limits.min, limits.max, value.shape, endpoint=True)
-                inputs[spec.name] = value
-            first, *others = self._plan.backends
-            trials.append(self._real(first.infer(inputs)))
-            spent = []
-            for _ in range(_TRIALS):
-                start = time.perf_counter()
-                first.infer(inputs)
-                spent.append(time.perf_counter() - start)
-            self.invoke_times[n] = sorted(spent)[_TRIALS // 2]
-            for other in others:
-                other.infer(inputs)
-        self._plan.decoder.tune({name: np.concatenate([trial[name] for trial in trials]) for name in trials[0]})
-        calls = -(-self.max_batch // self._sizes[-1])
-        self.blocking = self.calls > 1 or calls * self.invoke_times[self._sizes[-1]] > LONG
-        for backend in self._plan.backends:
-            self._free.put(backend)
+    def companion(self) -> Coroutine[Any, Any, None] | None:
+        """Where newer models come from, if they come from anywhere."""
+        return None if self._follow is None else self._follow(self)
+
+    def exchange(self, path: Path, model: Model) -> None:
+        """Answer with another model from the next batch on. Takes as long as loading does; in any thread, one at a time.
+
+        Calls that are under way end with the model that they began with.
+
+        :raises PenstockError: it does not load, or does not fit; the old one stays.
+        """
+        loaded = Loaded(self._plan, path, model)
+        with self._swap:
+            old, self._loaded = self._loaded, loaded
+            idle = not self._users[old]
+        if idle:
+            old.close()
+
+    @contextmanager
+    def _using(self) -> Iterator[Loaded]:
+        """The model, which stays open until we are done with it."""
+        with self._swap:
+            loaded = self._loaded
+            self._users[loaded] += 1
+        try:
+            yield loaded
+        finally:
+            with self._swap:
+                self._users[loaded] -= 1
+                left = not self._users[loaded] and loaded is not self._loaded
+                if left:
+                    del self._users[loaded]
+            if left:
+                loaded.close()
 
     def process(self, messages: list[Message], edge: str, emit: Emit) -> None:
         """Take the messages apart, invoke, decode."""
         # Infinities and numbers too large for float32 are the sender's business and no reason to warn.
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._process(messages, emit)
+        with np.errstate(over="ignore", invalid="ignore"), self._using() as loaded:
+            self._process(loaded, messages, emit)
 
-    def _process(self, messages: list[Message], emit: Emit) -> None:
-        items, inputs, bad = self._gather(messages, emit)
+    def _process(self, loaded: Loaded, messages: list[Message], emit: Emit) -> None:
+        items, inputs, bad = self._gather(loaded, messages, emit)
         if not items:
             return
         if bad.any():
@@ -147,31 +126,33 @@ class Infer(Operator):
             )
             items = [items[i] for i in good.tolist()]
             inputs = {name: value[good] for name, value in inputs.items()}
-        most = self._sizes[-1]
+        most = loaded.sizes[-1]
         for start in range(0, len(items), most):
             part = slice(start, start + most)
-            self._chunk(items[part], {name: value[part] for name, value in inputs.items()}, emit)
+            self._chunk(loaded, items[part], {name: value[part] for name, value in inputs.items()}, emit)
 
-    def _gather(self, messages: list[Message], emit: Emit) -> tuple[list[Item], dict[str, Array], Array]:
+    def _gather(
+        self, loaded: Loaded, messages: list[Message], emit: Emit
+    ) -> tuple[list[Item], dict[str, Array], Array]:
         """What is to be inferred on, the model's inputs for all of it, and which of it has a NaN in it."""
         items: list[Item] = []
         inputs: dict[str, Array] = {}
-        specs = self._signature.inputs
+        specs, gatherer = loaded.signature.inputs, loaded.gatherer
         try:
-            if (same := self._gatherer.alike(messages)) is not None:
-                inputs[specs[0].name], bad = self._gatherer.fit(same[1], specs[0], later=True)
+            if (same := gatherer.alike(messages)) is not None:
+                inputs[specs[0].name], bad = gatherer.fit(same[1], specs[0], later=True)
                 return same[0], inputs, bad
         except UnfitError:
             pass  # said of each, below
         for message in messages:
             try:
-                items.extend(self._gatherer.items(message))
+                items.extend(gatherer.items(message))
             except UnfitError as error:
                 emit.reject(message, error.reason, error.detail)
         bad = np.zeros(len(items), np.bool_)
         if items:
             for spec in specs:
-                inputs[spec.name], holes = self._gatherer.stacked(items, spec)
+                inputs[spec.name], holes = gatherer.stacked(items, spec)
                 bad |= holes
         return items, inputs, bad
 
@@ -181,65 +162,58 @@ class Infer(Operator):
             emit.reject(items[i].alone(), reason, detail)
         return np.flatnonzero(~bad)
 
-    def _chunk(self, items: list[Item], inputs: dict[str, Array], emit: Emit) -> None:
+    def _chunk(self, loaded: Loaded, items: list[Item], inputs: dict[str, Array], emit: Emit) -> None:
         n = len(items)
-        size = next(s for s in self._sizes if s >= n)
-        if size > n:
-            inputs = {
-                name: np.concatenate((value, np.zeros((size - n, *value.shape[1:]), value.dtype)))
-                for name, value in inputs.items()
-            }
-        backend = self._free.get()
-        try:
-            given = backend.infer(inputs, self._plan.scaling)
-        finally:
-            self._free.put(backend)
-        outputs = self._real({name: value[:n] for name, value in given.items()})
+        outputs = loaded.infer(inputs, n)
         done = time.time_ns()
         bad = np.zeros(n, np.bool_)
         for value in outputs.values():
             bad |= missing(value)
         if bad.any():
-            good = self._refuse(items, bad, emit, "nan-output", f"the model {self._model.name} answers NaN")
+            good = self._refuse(items, bad, emit, "nan-output", f"the model {loaded.model.name} answers NaN")
             if not len(good):
                 return
             items = [items[i] for i in good.tolist()]
             outputs = {name: value[good] for name, value in outputs.items()}
-        answers = self._plan.decoder.decode(outputs, [item.size for item in items])
+        answers = loaded.decoder.decode(outputs, [item.size for item in items])
         for item, answer in zip(items, answers, strict=True):
-            emit.send(self._prediction(item, answer, done))
-
-    def _real(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """The outputs as the decoder wants them."""
-        if self._plan.decoder.stored:
-            return outputs
-        return {spec.name: dequantise(outputs[spec.name], spec) for spec in self._signature.outputs}
-
-    def _prediction(self, item: Item, answer: Answer, done: int) -> Message:
-        message = item.message
-        body = Predictions(
-            model=self._model,
-            seen=message.id,
-            labels=answer.labels,
-            scores=answer.scores,
-            boxes=answer.boxes,
-            values=answer.values,
-            times={"ingest": message.born, "infer": done} if message.born else {"infer": done},
-            attributes=item.attributes,
-        )
-        seen = message.body
-        if item.row is None or not isinstance(seen, Readings):
-            return message.derive(body)
-        at = None if seen.time is None else int(seen.time[item.row])
-        derived = message.derive(body, part=None if seen.n == 1 else item.row, time=at)
-        return derived if seen.source is None else msgspec.structs.replace(derived, source=seen.source[item.row])
+            emit.send(_prediction(loaded.model, item, answer, done))
 
     def close(self) -> None:
         """Free the model."""
-        for backend in self._plan.backends:
-            backend.close()
+        self._loaded.close()
 
 
-def sizes(most: int) -> list[int]:
-    """Batch sizes that are run: powers of two below ``most``, and ``most``; a batch is padded up to the next."""
-    return [*(1 << i for i in range((most - 1).bit_length())), most]
+def named(plan: Plan, path: Path) -> Model:
+    """Which model a file is, by the plan's names and its digest; where a job has none yet, "untrained", without a digest.
+
+    :raises ConfigError: it cannot be read.
+    """
+    if plan.later and not path.exists():
+        return Model(name=plan.name, version="untrained", digest="")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"cannot read the model {path}: {error.strerror}") from None
+    return Model(name=plan.name, version=plan.version or digest[:8], digest=digest)
+
+
+def _prediction(model: Model, item: Item, answer: Answer, done: int) -> Message:
+    message = item.message
+    body = Predictions(
+        model=model,
+        seen=message.id,
+        labels=answer.labels,
+        scores=answer.scores,
+        boxes=answer.boxes,
+        values=answer.values,
+        times={"ingest": message.born, "infer": done} if message.born else {"infer": done},
+        attributes=item.attributes,
+    )
+    seen = message.body
+    if item.row is None or not isinstance(seen, Readings):
+        return message.derive(body)
+    at = None if seen.time is None else int(seen.time[item.row])
+    derived = message.derive(body, part=None if seen.n == 1 else item.row, time=at)
+    return derived if seen.source is None else msgspec.structs.replace(derived, source=seen.source[item.row])

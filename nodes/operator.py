@@ -8,7 +8,7 @@ the point; each is small and in one file.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -147,6 +147,11 @@ class Operator(ABC):
         :raises MissingError: a library or file is not there.
         """
 
+    def companion(self) -> Coroutine[Any, Any, None] | None:
+        """What runs beside it, in the event loop, from :meth:`open` until it is closed: it waits for what the operator is to take
+        over from outside the stream (a newer model). What it raises fails the node."""
+        return None
+
     @abstractmethod
     def process(self, messages: list[Message], edge: str, emit: Emit) -> None:
         """Answer messages that came by ``edge`` (``<node>.<port>``), oldest first, all of accepted types.
@@ -266,6 +271,14 @@ class Sink(ABC):
         :raises SinkAwayError: the far end is away or busy; nothing or a part was written; the runtime repeats all.
         :raises RejectedError: some are refused for good; the others are written.
         """
+
+    async def beside(self) -> None:
+        """What it does beside writing (train). Called once, after :meth:`open`; an exception fails the node. Cancelled when
+        the node leaves."""
+
+    async def finish(self) -> None:
+        """All inputs have ended, and all is written: returns when what is done beside is over. Cancelled when the node is to
+        stop, or when the run is ended, and called again by its next life. Not of a sink with a spool."""
 
     async def close(self) -> None:
         """Flush and free."""

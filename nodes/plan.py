@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from nodes import kinds
+from nodes import kinds, planned_jobs
 from nodes.operator import Context, Flow
 from nodes.options import Options
 from nodes.planned import Carrier, Plan, PlannedEdge, PlannedNode
@@ -108,6 +108,7 @@ class _Planner:
                 self._configure(node)
         for name in order:
             self._follow(nodes[name])
+        self.problems += planned_jobs.problems(self.topology, self.configs)
         self._unread()
         self._replicas()
         if self.problems or self.topology.repeated:

@@ -6,127 +6,27 @@ order given. Reading steps that stand together work on one table of all messages
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Annotated, Any, ClassVar, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from pydantic import Field, GetJsonSchemaHandler, PlainSerializer, PlainValidator, ValidationError
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
-from pydantic_core.core_schema import ErrorType
+from pydantic import Field
 
 from nodes import kinds
+from nodes.choice import Chosen, choice
 from nodes.operator import Context, Emit, Flow, Operator
 from nodes.options import Options
 from nodes.steps._stack import FrameStage
-from nodes.steps._step import FrameStep, Step, StepOptions
+from nodes.steps._step import FrameStep, Step
 from nodes.steps._table import RowStage, RowStep
-from schemas.errors import ConfigError, Problem, did_you_mean
+from schemas.errors import ConfigError, Problem
 from schemas.messages import Message
 
-Path = tuple[str | int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StepEntry:
-    """One step of the list.
-
-    :param inner: field that the shorthand stands for; it is not in what the user wrote, so not in paths either.
-    """
-
-    name: str
-    options: StepOptions
-    bare: bool
-    inner: str | None
-
-    def path(self, path: Path) -> Path:
-        """Where ``path`` of the options stands in the entry as it was written."""
-        if self.inner is not None and path[:1] == (self.inner,):
-            path = path[1:]
-        return path if self.bare else (self.name, *path)
-
-
-def _entry(value: Any) -> StepEntry:
-    """``"decode"``, ``{"resize": [96, 96]}`` or ``{"resize": {"size": [96, 96]}}`` → the step."""
-    if isinstance(value, StepEntry):
-        return value
-    name: Any
-    raw: Any
-    bare = isinstance(value, str)
-    if bare:
-        name, raw = value, {}
-    elif isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value)), str):
-        name, raw = next(iter(value.items()))
-    else:
-        raise PydanticCustomError("step", "expected a step: its name, or one name with its options", {})
-    try:
-        config = cast("type[StepOptions]", kinds.module("step", name).Config)
-    except ConfigError as error:
-        unknown = PydanticCustomError("unknown_kind", "{why}", {"why": str(error)})
-        raise _invalid([InitErrorDetails(type=unknown, loc=() if bare else (name,), input=name)]) from None
-    fields = {} if raw is None else config.shorthand(raw)
-    inner = None
-    if isinstance(fields, dict) and fields is not raw and len(fields) == 1:
-        inner = next((key for key, held in fields.items() if held is raw), None)
-    frame = StepEntry(name, config.model_construct(), bare, inner)
-    try:
-        options = config.model_validate(fields)
-    except ValidationError as error:
-        known = [info.alias or key for key, info in config.model_fields.items()]
-        raise _invalid([_moved(e, frame.path, known) for e in error.errors(include_url=False)]) from None
-    return StepEntry(name, options, bare, inner)
-
-
-def _moved(error: Any, path: Callable[[Path], Path], known: Iterable[str]) -> InitErrorDetails:
-    """A problem of the options, as one of the entry."""
-    kind, context = error["type"], error.get("ctx", {})
-    if kind == "extra_forbidden" and len(error["loc"]) == 1:
-        key = str(error["loc"][0])
-        why = {"why": f"unknown key {key!r}{did_you_mean(key, known)}"}
-        return InitErrorDetails(
-            type=PydanticCustomError("unknown_kind", "{why}", why), loc=path(error["loc"]), input=key
-        )
-    if kind not in _KNOWN:
-        kind = PydanticCustomError(kind, "{reason}", {**context, "reason": error["msg"]})
-    return InitErrorDetails(type=kind, loc=path(error["loc"]), input=error["input"], ctx=context)
-
-
-_KNOWN = frozenset(get_args(ErrorType))
-
-
-def _invalid(errors: list[InitErrorDetails]) -> ValidationError:
-    return ValidationError.from_exception_data("step", errors)
-
-
-class _Schema:
-    """JSON Schema of an entry: a name, or one of the steps with its options."""
-
-    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        del core
-        alternatives: list[JsonSchemaValue] = [{"enum": list(kinds.names("step"))}]
-        for name, options in variants().items():
-            full = handler.resolve_ref_schema(handler(options.__pydantic_core_schema__))
-            bare = cast("type[StepOptions]", options).bare
-            alternatives.append(
-                {
-                    "type": "object",
-                    "properties": {name: full if bare is None else {"anyOf": [bare, full]}},
-                    "required": [name],
-                    "additionalProperties": False,
-                }
-            )
-        return {"anyOf": alternatives}
-
-
-Entry = Annotated[
-    StepEntry,
-    PlainValidator(_entry),
-    PlainSerializer(lambda e: {e.name: e.options.model_dump()}),
-    _Schema(),
-]
+if TYPE_CHECKING:
+    Entry = Chosen
+else:
+    Entry = choice("step")
 
 
 def variants() -> dict[str, type[Options]]:
@@ -141,7 +41,7 @@ class Config(Options):
 
     def check(self, context: Context) -> None:
         for i, entry in enumerate(self.steps):
-            with _at(i, entry):
+            with entry.at("steps", i):
                 entry.options.check(context)
 
     def accepts(self) -> frozenset[str] | None:
@@ -158,7 +58,7 @@ class Config(Options):
         """One input through all steps."""
         leaving: dict[str, Flow] = {}
         for i, entry in enumerate(self.steps):
-            with _at(i, entry):
+            with entry.at("steps", i):
                 flows = entry.options.emits([flow], context)
                 flow = flows.pop("out")
                 for port, made in flows.items():
@@ -173,16 +73,6 @@ class Config(Options):
             raise ConfigError(Problem(("steps",), f"port {port!r} would send {one.type} and {other.type}"))
         known = one.fields is not None and other.fields is not None
         return Flow(one.type, (one.fields or frozenset()) | (other.fields or frozenset()) if known else None)
-
-
-@contextmanager
-def _at(i: int, entry: StepEntry) -> Iterator[None]:
-    """Problems raised inside are those of step ``i``."""
-    try:
-        yield
-    except ConfigError as error:
-        problems = (Problem(("steps", i, *entry.path(p.path)), p.message, p.offset, p.on_key) for p in error.problems)
-        raise ConfigError(*problems) from None
 
 
 class Pipeline(Operator):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import groupby
@@ -53,6 +53,10 @@ class OperatorRuntime(Runtime):
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
         self.operator.close()
+
+    def companions(self) -> Sequence[Coroutine[Any, Any, None]]:
+        companion = self.operator.companion()
+        return () if companion is None else (companion,)
 
     async def resume(self) -> None:
         if (state := self.journal.get("state")) is not None:
@@ -373,6 +377,20 @@ class SinkRuntime(Runtime):
         await self.sink.close()
 
     async def work(self) -> None:
+        beside = asyncio.create_task(self.sink.beside(), name=f"{self.name}: beside")
+        writing = asyncio.create_task(self._take_all(), name=f"{self.name}: writing")
+        tasks: set[asyncio.Task[None]] = {beside, writing}
+        try:
+            while writing in tasks:
+                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            for task in (beside, writing):
+                task.cancel()
+            await asyncio.gather(beside, writing, return_exceptions=True)
+
+    async def _take_all(self) -> None:
         while not self.inputs.ended:
             if self._stopping.is_set() and not self.inputs.queued:
                 return
@@ -380,8 +398,23 @@ class SinkRuntime(Runtime):
             if items and not await self._write(items):
                 return
             items.clear()  # as for an operator
-        if not self.journal.get("finished"):
+        if not self.journal.get("finished") and await self._until_finished():
             await self._finish(Emit())
+
+    async def _until_finished(self) -> bool:
+        """Wait for what the sink does beside writing, or until the run is ended; False: we were stopped meanwhile."""
+        finishing = asyncio.create_task(self.sink.finish())
+        told = asyncio.create_task(self._ending.wait())  # set by both
+        try:
+            await asyncio.wait({finishing, told}, return_when=asyncio.FIRST_COMPLETED)
+            if finishing.done():
+                finishing.result()
+                return True
+            return not self._stopping.is_set()
+        finally:
+            for task in (finishing, told):
+                task.cancel()
+            await asyncio.gather(finishing, told, return_exceptions=True)
 
     async def _write(self, items: list[Item]) -> bool:
         step, began = Step(), time.time_ns()

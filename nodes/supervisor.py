@@ -202,8 +202,8 @@ class Supervisor:
         self.end()
 
     def end(self) -> None:
-        """End the sources as if their data had ended; the run then completes by itself."""
-        self._tell(end=[name for name, view in self.views.items() if view.kind == "ingest"])
+        """End the sources as if their data had ended, and what goes on without any; the run then completes by itself."""
+        self._tell(end=[name for name, view in self.views.items() if view.kind in {"ingest", "federate", "train"}])
 
     async def stop(self) -> None:
         """Drain: sources first, then down the topology, each when those before it have left; state is kept."""

@@ -8,7 +8,8 @@ declared size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeAlias
+from functools import cache
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,14 +26,34 @@ from schemas.messages import (
     Frame,
     Ledger,
     Message,
-    Model,
     Predictions,
     Progress,
     Readings,
-    Scalar,
     State,
     Tensors,
     Update,
+)
+from schemas.wire import (
+    AggregateMessage,
+    DeadMessage,
+    EndMessage,
+    EventMessage,
+    FrameBody,
+    FrameMessage,
+    Int64,
+    LedgerMessage,
+    PredictionsBody,
+    PredictionsMessage,
+    ProgressMessage,
+    ReadingsBody,
+    ReadingsMessage,
+    StateMessage,
+    Tensor,
+    TensorsBody,
+    TensorsMessage,
+    UpdateBody,
+    UpdateMessage,
+    WireMessage,
 )
 
 CONTENT_TYPE = "application/msgpack"
@@ -40,148 +61,15 @@ MAX_BYTES = 256 * 1024 * 1024
 """Longest payload that is looked at; MQTT's own limit is 268,435,455."""
 MAX_DIMENSIONS = 8
 
-Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-"""What a column of times can hold; msgpack's integers reach to 2**64 - 1."""
-
-_DTYPES = {
-    code: np.dtype(code)
-    for code in ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
-}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-
-
-class Tensor(msgspec.Struct, frozen=True):
-    """A numpy array on the wire: ``{"dtype": "<f4", "shape": [2, 3], "data": <bin>}``, C order, little endian."""
-
-    dtype: str
-    shape: list[int]
-    data: memoryview
-
-
-# -- wire forms of the bodies that carry tensors; the other bodies are their own wire form --------------------------
-
-
-class ReadingsBody(msgspec.Struct, omit_defaults=True, kw_only=True):
-    n: int
-    columns: dict[str, Tensor | list[str | None]]
-    time: Tensor | None = None
-    source: list[str] | None = None
-
-
-class FrameBody(msgspec.Struct, omit_defaults=True, kw_only=True):
-    encoding: str
-    layout: str
-    data: Tensor | memoryview
-    rate: float | None = None
-    attributes: dict[str, Scalar] = {}
-
-
-class TensorsBody(msgspec.Struct, omit_defaults=True, kw_only=True):
-    tensors: dict[str, Tensor]
-    attributes: dict[str, Scalar] = {}
-
-
-class PredictionsBody(msgspec.Struct, omit_defaults=True, kw_only=True):
-    model: Model
-    seen: str
-    labels: list[str]
-    scores: Tensor
-    boxes: Tensor | None = None
-    values: dict[str, Tensor] | None = None
-    times: dict[str, int] = {}
-    attributes: dict[str, Scalar] = {}
-
-
-class UpdateBody(msgspec.Struct, omit_defaults=True, kw_only=True):
-    job: str
-    round: int
-    client: str
-    base: str
-    samples: int
-    tensors: dict[str, Tensor]
-    metrics: dict[str, float] = {}
-
-
-class Envelope(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=True):
-    """Keys of every message; ``type`` comes first.
-
-    ``born`` is there where the source's read time is known. ``epoch`` and ``seq`` are there on ``safe`` edges: the
-    producer's incarnation and the message's place on its port, for acknowledgement (:mod:`broker.window`).
-    """
-
-    id: str
-    source: str
-    time: Int64
-    born: Int64 = 0
-    epoch: int = 0
-    seq: int = 0
-
-
-class ReadingsMessage(Envelope, tag="readings/1"):
-    body: ReadingsBody
-
-
-class FrameMessage(Envelope, tag="frame/1"):
-    body: FrameBody
-
-
-class TensorsMessage(Envelope, tag="tensors/1"):
-    body: TensorsBody
-
-
-class PredictionsMessage(Envelope, tag="predictions/1"):
-    body: PredictionsBody
-
-
-class AggregateMessage(Envelope, tag="aggregate/1"):
-    body: Aggregate
-
-
-class EventMessage(Envelope, tag="event/1"):
-    body: Event
-
-
-class UpdateMessage(Envelope, tag="update/1"):
-    body: UpdateBody
-
-
-class StateMessage(Envelope, tag="state/1"):
-    body: State
-
-
-class LedgerMessage(Envelope, tag="ledger/1"):
-    body: Ledger
-
-
-class EndMessage(Envelope, tag="end/1"):
-    body: End
-
-
-class ProgressMessage(Envelope, tag="progress/1"):
-    body: Progress
-
-
-class DeadMessage(Envelope, tag="dead/1"):
-    body: Dead
-
-
-WireMessage: TypeAlias = (
-    ReadingsMessage
-    | FrameMessage
-    | TensorsMessage
-    | PredictionsMessage
-    | AggregateMessage
-    | EventMessage
-    | UpdateMessage
-    | StateMessage
-    | LedgerMessage
-    | EndMessage
-    | ProgressMessage
-    | DeadMessage
-)
+_CODES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
+"""What travels, as numpy's ``dtype.str`` has it."""
 
 
 # -- arrays ---------------------------------------------------------------------------------------------------------
+
+
+_dtype = cache(lambda code: np.dtype(code))
+_code = cache(lambda dtype: dtype.str)
 
 
 def to_tensor(array: Array) -> Tensor:
@@ -189,11 +77,11 @@ def to_tensor(array: Array) -> Tensor:
 
     :raises TypeError: the dtype (object, complex, text) does not travel.
     """
-    code = _CODES.get(array.dtype)
-    if code is None:
+    code = _code(array.dtype)
+    if code not in _CODES:
         little = array.dtype.newbyteorder("<")
-        code = _CODES.get(little)
-        if code is None:
+        code = little.str
+        if code not in _CODES:
             raise TypeError(f"an array of dtype {array.dtype} does not travel")
         array = array.astype(little)
     if not array.flags.c_contiguous:
@@ -206,9 +94,9 @@ def from_tensor(tensor: Tensor) -> Array:
 
     :raises PayloadError: dtype unknown, shape negative or not fitting the bytes.
     """
-    dtype = _DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise PayloadError("bad-tensor", f"dtype {tensor.dtype[:16]!r} is not one of {', '.join(_DTYPES)}")
+    if tensor.dtype not in _CODES:
+        raise PayloadError("bad-tensor", f"dtype {tensor.dtype[:16]!r} is not one of {', '.join(_CODES)}")
+    dtype = _dtype(tensor.dtype)
     shape = tensor.shape
     if len(shape) > MAX_DIMENSIONS:
         raise PayloadError("bad-tensor", f"{len(shape)} dimensions, at most {MAX_DIMENSIONS}")
@@ -494,14 +382,3 @@ def renumber(payload: bytes | memoryview, epoch: int, seq: int) -> tuple[str, by
     bare = _bare.decode(payload)
     bare.epoch, bare.seq = epoch, seq
     return bare.id, _encoder.encode(bare)
-
-
-def json_schemas() -> dict[str, Any]:
-    """JSON Schema of every wire message, by type; ``bin`` is shown as a base64 string."""
-    members = WireMessage.__args__
-    _, components = msgspec.json.schema_components(members, ref_template="#/$defs/{name}")
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "oneOf": [{"$ref": f"#/$defs/{member.__name__}"} for member in members],
-        "$defs": components,
-    }

@@ -12,9 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from schemas import codec
-from schemas.codec import FrameBody, FrameMessage, Tensor, TensorsBody, TensorsMessage, WireMessage
 from schemas.errors import PayloadError
 from schemas.messages import Frame, Message, Tensors
+from schemas.wire import FrameBody, FrameMessage, Tensor, TensorsBody, TensorsMessage, WireMessage
 
 _NONE: Final = memoryview(b"")
 

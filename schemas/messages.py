@@ -8,16 +8,23 @@ convention: make a new message with :meth:`Message.derive`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[Any]
-Column: TypeAlias = Array | list[str | None]
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+"""``NDArray[Any]``, in words that load nothing."""
+Column: TypeAlias = "Array | list[str | None]"
 """One field over all rows: a 1-d array (float, int or bool; NaN is missing) or a list of texts (None is missing)."""
 Scalar: TypeAlias = bool | int | float | str | None
+
+
+@cache
+def no_scores() -> Array:
+    """float32 [0]: what is answered where there is no class."""
+    return np.zeros(0, "<f4")
 
 
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +88,7 @@ class Predictions(msgspec.Struct, frozen=True, kw_only=True):
     model: Model
     seen: str
     labels: list[str] = []
-    scores: Array = np.zeros(0, "<f4")
+    scores: Array = msgspec.field(default_factory=no_scores)
     boxes: Array | None = None
     values: dict[str, Array] | None = None
     times: dict[str, int] = {}

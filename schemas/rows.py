@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schemas.messages import Aggregate, Array, Column, Event, Message, Predictions, Readings, Scalar
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ROW_TYPES = frozenset({"readings/1", "predictions/1", "aggregate/1", "event/1"})
 """Types that can be seen as rows."""

@@ -51,6 +51,11 @@ def dead(topology: str, node: str) -> str:
     return f"{topology}/{node}/dead"
 
 
+def federated(topology: str, job: str) -> str:
+    """What the topics of a federated job begin with."""
+    return f"{topology}/fed/{job}"
+
+
 def matches(pattern: str, topic: str) -> bool:
     """Whether an MQTT topic filter matches a topic (MQTT 5, 4.7). ``$`` topics are not matched by a leading wildcard.
 

@@ -1,8 +1,9 @@
 """The brokers that tests talk to, as real programs on free ports: mosquitto, RabbitMQ, NATS and the embedded one.
 
-Plain functions, for any test. ``with started("rabbitmq", folder) as broker:`` gives a broker of one's own, which may be
-killed and started again on its port; ``shared("rabbitmq")`` gives one that all tests of this process share and that ends
-with it (RabbitMQ needs seconds to start). :func:`missing` says why a broker cannot be had here.
+Plain functions, for any test. ``with started("nats", folder) as broker:`` gives a broker of one's own, which may be
+killed and started again on its port; ``shared("nats")`` gives one that all tests of this process share and that ends
+with it. RabbitMQ takes ten seconds to start, half of which it sleeps: there is only the shared one, which runs again
+after a test that killed it. :func:`missing` says why a broker cannot be had here.
 
 On Debian and Ubuntu: ``apt-get install -y --no-install-recommends mosquitto rabbitmq-server nats-server``.
 """
@@ -45,6 +46,8 @@ class Broker(ABC):
     """Debian's name for it."""
     versions: ClassVar[tuple[str, ...]]
     """Versions of MQTT that the release in Debian 12 speaks."""
+    slow: ClassVar[bool] = False
+    """It takes so long to start that nobody gets one of his own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,6 +58,11 @@ class Broker(ABC):
     def found(cls) -> str | None:
         """Path of the program, or None."""
         return shutil.which(cls.program, path=PATH)
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def url(self) -> str:
@@ -193,6 +201,7 @@ class RabbitMQ(Broker):
     name = "rabbitmq"
     program = package = "rabbitmq-server"
     versions = ("3.1.1",)
+    slow = True
     _LIBRARY = "/usr/lib/rabbitmq/bin/rabbitmq-server"
     """Debian's program in sbin is a wrapper that insists on one user and one folder; this is what it calls."""
 
@@ -271,7 +280,15 @@ def param(name: str, *values: Any, ident: str = "") -> Any:
 
 @contextmanager
 def started(name: str, folder: Path) -> Iterator[Broker]:
-    """A broker of one's own."""
+    """A broker that may be killed: of one's own, or the shared one if it is slow; so the names used are to be one's own."""
+    if KINDS[name].slow:
+        broker = shared(name)
+        try:
+            yield broker
+        finally:
+            if not broker.running:
+                broker.start()
+        return
     broker = KINDS[name](folder / name)
     try:
         yield broker.start()

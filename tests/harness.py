@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nodes import log
 from nodes.plan import prepare
 from nodes.supervisor import Outcome, Supervisor
 
@@ -69,7 +71,33 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
         db.close()
 
 
+def stored(folder: Path, table: str = "rows") -> int:
+    """Rows in a table of ``out.sqlite``. What happens in a run is aimed by this: the supervisor's figures come once a second."""
+    try:
+        return int(rows(folder / "out.sqlite", f"SELECT count(*) FROM {table}")[0][0])  # noqa: S608 - a name of ours
+    except sqlite3.OperationalError:  # no such table yet
+        return 0
+
+
+async def advance(folder: Path, count: int, table: str = "rows") -> None:
+    """Wait until a table of ``out.sqlite`` has so many rows more."""
+    there = stored(folder, table) + count
+    await until(lambda: stored(folder, table) >= there)
+
+
 def passed(supervisor: Supervisor, node: str) -> int:
     """Rows that a node is done with."""
     book = supervisor.views[node].books
     return book.passed if book is not None else 0
+
+
+@contextmanager
+def events() -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """What was logged."""
+    out: list[tuple[str, dict[str, Any]]] = []
+    before = log._sink
+    log.send_to(lambda level, event, fields: out.append((event, fields)))
+    try:
+        yield out
+    finally:
+        log.send_to(before)

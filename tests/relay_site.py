@@ -50,12 +50,6 @@ def stored(folder: Path) -> list[int]:
         return []
 
 
-async def advance(folder: Path, count: int) -> None:
-    """Wait until the sink has so many more."""
-    there = len(stored(folder)) + count
-    await until(lambda: len(stored(folder)) >= there)
-
-
 async def taking(run: Supervisor, count: int, total: int) -> None:
     """Wait until the relay has taken so many more, or all that there are."""
     there = min(total, books(run).taken.messages + count)

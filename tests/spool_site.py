@@ -13,7 +13,6 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped] # has no types; proves that any msgpack library reads what we send
 from harness import until
 
-from nodes import log
 from nodes.supervisor import Supervisor
 from schemas.messages import Ledger
 
@@ -147,15 +146,3 @@ async def quiet(supervisor: Supervisor, rows: int, within: float = 40.0) -> Ledg
     book = books(supervisor)
     assert rows == book.held + book.passed + sum(book.dropped.values()) + sum(book.dead.values())
     return book
-
-
-@contextmanager
-def events() -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """What was logged."""
-    out: list[tuple[str, dict[str, Any]]] = []
-    before = log._sink
-    log.send_to(lambda level, event, fields: out.append((event, fields)))
-    try:
-        yield out
-    finally:
-        log.send_to(before)

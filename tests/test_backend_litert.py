@@ -148,7 +148,7 @@ def test_tflite_runtime_serves_where_only_that_is_installed(monkeypatch: pytest.
     st.integers(-128, 127),
 )
 def test_quantising_is_within_half_a_step(values: list[float], scale: float, zero: int) -> None:
-    spec = Spec("x", (len(values),), np.dtype(np.int8), Quantisation(float(np.float32(scale)), zero))
+    spec = Spec("x", (len(values),), "int8", Quantisation(float(np.float32(scale)), zero))
     real = np.array(values, np.float32)
     low, high = (-128 - zero) * scale, (127 - zero) * scale
     back = dequantise(quantise(real, spec), spec)

@@ -17,7 +17,7 @@ from nodes.cli.main import run as penstock
 ROOT = Path(__file__).parent.parent
 COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
 NODE_RED = contestants.cache_folder() / contestants.NODE_RED
-LITTLE = side.Load(window=500, warm=0.2, seconds=0.5, patience=20)
+LITTLE = side.Load(window=500, warm=0.1, seconds=0.2, patience=20)
 PEERS = [
     "c" if COMPILER else pytest.param("c", marks=pytest.mark.skip(reason="there is no C compiler")),
     "paho",

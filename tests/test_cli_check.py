@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nodes.cli import main
+from nodes.cli._late import late
 
 ROOT = Path(__file__).parent.parent
 GOOD = """\
@@ -116,13 +118,46 @@ def test_check_answers_soon(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD)
     cache = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": ""}
     seconds = []
-    for _ in range(6):
+    for _ in range(4):
         process = subprocess.Popen([sys.executable, "-m", "nodes.cli.main", "check", path], cwd=ROOT, env=cache)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
         seconds.append(usage.ru_utime + usage.ru_stime)
     assert min(seconds) < 1.0, seconds
+
+
+def test_check_of_the_demo_loads_no_numpy() -> None:
+    """It has all stages, an expression and a window, and would load numpy for any of them."""
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "nodes.cli.main", "check", "nodes/demo/topology.yaml"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "msgspec" in told.stderr
+    assert "numpy" not in told.stderr
+
+
+def test_a_late_module_is_loaded_at_its_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tardy").mkdir()
+    (tmp_path / "tardy/__init__.py").write_text("import tardy.inner\nvalue = tardy.inner.value\n")
+    (tmp_path / "tardy/inner.py").write_text("value = 7\n")
+    (tmp_path / "broken_tardy.py").write_text("import there_is_no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("tardy", "broken_tardy"):
+        late(name)
+    try:
+        whole = importlib.import_module("tardy")
+        assert "tardy.inner" not in sys.modules
+        assert importlib.import_module("tardy.inner").value == whole.value == 7
+        assert sys.modules["tardy"] is whole
+        with pytest.raises(ModuleNotFoundError, match="there_is_no_such_module"):
+            _ = importlib.import_module("broken_tardy").value
+        assert "broken_tardy" not in sys.modules
+        late("there_is_no_such_module")  # whoever imports it hears of it
+        assert "there_is_no_such_module" not in sys.modules
+    finally:
+        for name in ("tardy", "tardy.inner", "broken_tardy"):
+            sys.modules.pop(name, None)
 
 
 def test_mermaid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,7 +217,9 @@ def test_what_does_not_balance_is_named(tmp_path: Path, url: str, capsys: pytest
     assert re.search(r"^books/meter\.out → half +10 +9", out, re.MULTILINE)
 
 
-def test_nobody_to_ask(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nobody_to_ask(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, state = site(tmp_path), tmp_path / "state"
     assert main.run(["ledger"]) == 2
     assert "say a topology's file or --broker URL" in capsys.readouterr().err
@@ -233,6 +235,7 @@ def test_nobody_to_ask(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert main.run(["ledger", url]) == 1
     assert "tells its books" in capsys.readouterr().err
+    monkeypatch.setattr("nodes.cli._collect._PATIENCE", 0.5)
     assert main.run(["ledger", "mqtt://127.0.0.1:9"]) == 4
 
 

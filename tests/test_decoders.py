@@ -23,7 +23,7 @@ LETTERS = ["a", "b", "c"]
 
 
 def spec(*shape: int, name: str = "out") -> Spec:
-    return Spec(name, shape, np.dtype(np.float32))
+    return Spec(name, shape, "float32")
 
 
 def decoder(kind: str, labels: Sequence[str] = (), top: int = 1, **config: Any) -> Decoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 from brokers import shared
 from harness import rows, run, until
 
@@ -24,7 +25,12 @@ nodes:
 """
 
 
-def test_a_foreign_publisher_is_served_while_the_next_node_is_away_and_ours_is_killed(tmp_path: Path) -> None:
+def test_a_foreign_publisher_is_served_while_the_next_node_is_away_and_ours_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "nodes.supervisor.GRACE", 1.0
+    )  # for who must leave with what its reader, which is away, has not
     url = shared("embedded").url
     path = tmp_path / "t.yaml"
     path.write_text(FOREIGN.format(name="served", url=url, durable="true"))

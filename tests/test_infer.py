@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from nodes.backends._backend import Quantisation, Scaling, Signature, Spec, quantise
 from nodes.features import Gatherer
 from nodes.infer import Config, build
-from nodes.inference import Infer, sizes
+from nodes.inference import Infer
+from nodes.loaded import sizes
 from nodes.operator import Context, Emit
 from schemas.codec import decode, encode
-from schemas.messages import Array, Body, Event, Frame, Message, Predictions, Readings, Tensors
+from schemas.errors import PenstockError
+from schemas.messages import Array, Body, Event, Frame, Message, Model, Predictions, Readings, Tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "nodes" / "demo"
@@ -451,13 +454,13 @@ def test_bytes_are_scaled_at_the_model_as_by_a_step(kind: str) -> None:
 
 def test_every_byte_has_its_place_in_a_quantised_input() -> None:
     """By a table of 256, whatever the scale: the same as real numbers, quantised one by one."""
-    spec = Spec("x", (256,), np.dtype(np.int8), Quantisation(0.02, 7))
+    spec = Spec("x", (256,), "int8", Quantisation(0.02, 7))
     values = np.arange(256, dtype=np.uint8)
     for scaling in (Scaling(1 / 255), Scaling(1 / 50, -1), Scaling(0.02, 7)):
         table, bad = Gatherer(Signature((spec,), (), None), (), (), scaling).fit(values[None], spec)
         assert not bad.any()
         np.testing.assert_array_equal(table[0], quantise(scaling.real(values), spec))
-    camera = Spec("x", (256,), np.dtype(np.int8), Quantisation(1 / 255, -128))
+    camera = Spec("x", (256,), "int8", Quantisation(1 / 255, -128))
     table, _ = Gatherer(Signature((camera,), (), None), (), (), Scaling(1 / 255)).fit(values[None], camera)
     np.testing.assert_array_equal(table[0], np.arange(-128, 128))
 
@@ -477,3 +480,53 @@ def test_copies_of_a_model_answer_alike_from_several_threads() -> None:
     assert [[p.labels for p in some] for some in found] == [[p.labels for p in some] for some in wanted]
     assert [[p.seen for p in some] for some in found] == [[p.seen for p in some] for some in wanted]
     several.close()
+
+
+def test_a_model_is_exchanged_between_batches() -> None:
+    """Calls in three threads while the model changes again and again: every answer is of one model, whole, and none is lost."""
+    with np.load(DEMO / "digits.npz") as digits:
+        images = digits["images"][:64].reshape(64, 8, 8, 1)
+    frames = [message(Frame(data=image), f"cam:1:{i}") for i, image in enumerate(images)]
+    paths = [DEMO / "digits-float.tflite", DEMO / "digits-int8.tflite"]
+    config = {"scale": "1/255", "decoder": {"classification": {"activation": "none"}}, "top": 10, "batch": {"max": 16}}
+    alone = [opened(DEMO, model=path.name, **config) for path in paths]
+    scores = {one.model.digest: [body.scores for body in predicted(run(one, frames))] for one in alone}
+    assert any(not np.array_equal(a, b) for a, b in zip(*scores.values(), strict=True))
+    operator = opened(DEMO, model=paths[0].name, parallel=3, **config)
+    models = {path: one.model for path, one in zip(paths, alone, strict=True)}
+    over = threading.Event()
+
+    def infer() -> list[Predictions]:
+        seen: list[Predictions] = []
+        while not over.is_set():
+            seen += predicted(run(operator, frames))
+        return seen
+
+    with ThreadPoolExecutor(3) as threads:
+        answers = [threads.submit(infer) for _ in range(3)]
+        try:
+            for i in range(1, 21):
+                operator.exchange(paths[i % 2], models[paths[i % 2]])
+                assert operator.model == models[paths[i % 2]]
+        finally:
+            over.set()
+        seen = [body for answer in answers for body in answer.result()]
+    assert len(seen) % len(frames) == 0
+    assert {body.model.digest for body in seen} == set(scores)
+    for body in seen:
+        assert np.array_equal(body.scores, scores[body.model.digest][int(body.seen.rsplit(":", 1)[1])])
+    operator.close()
+
+
+def test_a_model_that_does_not_load_leaves_the_old_one(tmp_path: Path) -> None:
+    operator = opened(DEMO, model="digits-float.tflite", scale="1/255")
+    before = operator.model
+    broken = tmp_path / "broken.tflite"
+    broken.write_bytes((DEMO / "digits-float.tflite").read_bytes()[:5000])
+    with pytest.raises(PenstockError):
+        operator.exchange(broken, Model(name="broken", version="1", digest="0" * 64))
+    with pytest.raises(PenstockError):  # its answers are not classes of a digit: four numbers come in
+        operator.exchange(MODELS / "ssd.tflite", Model(name="ssd", version="1", digest="0" * 64))
+    assert operator.model == before
+    assert len(predicted(run(operator, [message(Frame(data=np.zeros((8, 8, 1), np.uint8)))]))) == 1
+    operator.close()

@@ -47,8 +47,8 @@ def problems(folder: Path, **config: Any) -> tuple[Problem, ...]:
 WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     ({"model": "nowhere.tflite"}, ("model",), "no such file"),
     ({"model": "so"}, ("model",), "no ending"),
-    ({"model": "model"}, ("model",), "no backend takes a model with no ending; known: .tflite"),
-    ({"model": "model.h5"}, ("model",), "'.h5'; known: .tflite"),
+    ({"model": "model"}, ("model",), "no backend takes a model with no ending; known: .npz, .tflite"),
+    ({"model": "model.h5"}, ("model",), "'.h5'; known: .npz, .tflite"),
     ({"model": "short.tflite"}, ("model",), "short.tflite: a damaged TFLite model"),
     ({"model": "text.tflite"}, ("model",), "text.tflite: not a TFLite model: it lacks the mark TFL3"),
     ({"model": "empty.tflite"}, ("model",), "empty"),
@@ -112,6 +112,12 @@ WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     ({"model": "logits.tflite", "offset": -1}, ("offset",), "no 'scale'"),
     ({"model": "logits.tflite", "scale": "1/0"}, ("scale",), ""),
     ({}, ("model",), "missing"),
+    (
+        {"model": "belt.npz", "backend": {"trained": {"trainer": "mpl"}}},
+        ("backend", "trained", "trainer"),
+        "did you mean 'mlp'?",
+    ),
+    ({"model": "logits.tflite", "job": "belt"}, ("job",), "run by their trainer"),
 ]
 
 

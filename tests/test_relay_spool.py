@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from brokers import KINDS, Broker, free_port, param, started
-from harness import run, until
-from relay_site import EDGE, RELAY, advance, at, books, restarted, site, stored, taking
+from harness import advance, run, until
+from relay_site import EDGE, RELAY, at, books, restarted, site, stored, taking
 
 from broker.bus import Publication
 from broker.connect import connect
@@ -125,7 +125,7 @@ def test_relay_producer_and_consumer_are_killed_again_and_again(tmp_path: Path, 
 
 def test_killed_while_it_drops_the_sink_has_what_the_books_say(tmp_path: Path) -> None:
     """The link is slow and the spool small, so messages are dropped all the time; and the relay is killed."""
-    total, draw = 12_000, random.Random(6)
+    total, draw = 8_000, random.Random(6)
 
     async def kill(supervisor: Supervisor) -> None:
         for _ in range(6):

@@ -6,19 +6,17 @@ import asyncio
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from brokers import param, shared
-from harness import rows, run, until
+from harness import advance, events, rows, run, stored, until
 
 from nodes.drill.proxy import Link
 from nodes.plan import prepare
@@ -97,8 +95,7 @@ def test_replicas_are_killed(tmp_path: Path, name: str) -> None:
 
     async def kill(supervisor: Supervisor) -> None:
         for victim in ("warm-1", "means-2", "warm-3", "meter", "report-1", "means-1", "warm-2", "store"):
-            there = stored(tmp_path) + draw.randrange(50, 250)
-            await until(lambda there=there: stored(tmp_path) >= there)  # type: ignore[misc] # mypy knows no default arguments of lambdas
+            await advance(tmp_path, draw.randrange(50, 250))
             supervisor.kill(victim)
 
     outcome = run(path, meddle=kill)
@@ -106,17 +103,10 @@ def test_replicas_are_killed(tmp_path: Path, name: str) -> None:
     assert sum(view.restarts for view in outcome.nodes.values()) >= 6
 
 
-def stored(folder: Path) -> int:
-    try:
-        return int(rows(folder / "out.sqlite", "SELECT count(*) FROM rows")[0][0])
-    except sqlite3.OperationalError:  # no such table yet
-        return 0
-
-
 # -- a host that is away -----------------------------------------------------------------------------------------------
 
 TWO_HOSTS = """
-topology: hosts
+topology: {name}
 brokers: {{site: {{url: '{url}'}}}}
 hosts: {{here: {{broker: site}}, there: {{broker: site}}}}
 nodes:
@@ -149,73 +139,81 @@ def supervisor(path: Path, host: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(10)
 
 
-def wait(condition: Any, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.05)
+def hosts(folder: Path, url: str, name: str) -> Path:
+    """The topology of two hosts, with more data than it will read: a test ends the source when it has seen enough."""
+    folder.mkdir(exist_ok=True)
+    lines = ["time,device,value", *(f"{START + i},d{i % 7},{i}" for i in range(20_000))]
+    (folder / "meter.csv").write_text("\n".join(lines) + "\n")
+    path = folder / "hosts.yaml"
+    path.write_text(TWO_HOSTS.format(url=url, name=name))
+    return path
+
+
+def check_hosts(folder: Path, outcome: Outcome) -> None:
+    """All that was read is there once, and in the windows."""
+    assert outcome.complete
+    kept = [i for i in range(outcome.ledgers["meter"].emitted["out"].rows) if i % 3]
+    assert [v for (v,) in rows(folder / "out.sqlite", "SELECT value FROM rows ORDER BY value")] == kept
+    assert sum(n for (n,) in rows(folder / "out.sqlite", "SELECT n FROM means")) == len(kept)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_host_that_is_away_is_stood_in_for_and_gets_its_part_back(tmp_path: Path) -> None:
-    total = 3000
-    lines = ["time,device,value", *(f"{START + i},d{i % 7},{i}" for i in range(total))]
-    (tmp_path / "meter.csv").write_text("\n".join(lines) + "\n")
-    path = tmp_path / "hosts.yaml"
-    path.write_text(
-        TWO_HOSTS.format(
-            url=shared("mosquitto").url if os.environ.get("PENSTOCK_MOSQUITTO") else shared("embedded").url
-        )
-    )
-    with supervisor(path, "here") as here:
-        with supervisor(path, "there") as there:
-            wait(lambda: stored(tmp_path) > 100, 30)
-            os.killpg(there.pid, signal.SIGKILL)
-            there.wait(10)
-        log = tmp_path / "here.log"
-        wait(lambda: b"others take over" in log.read_bytes(), 30)
+    path = hosts(tmp_path, shared("embedded").url, "hosts")
+    came_back: list[subprocess.Popen[bytes]] = []
+
+    async def kill(here: Supervisor) -> None:
+        there = stack.enter_context(supervisor(path, "there"))
+        await advance(tmp_path, 100)
+        os.killpg(there.pid, signal.SIGKILL)
+        there.wait(10)
+        await until(lambda: "replica is away, others take over" in told(), within=30)
         after = stored(tmp_path)
         sources = {(f"d{i}",) for i in range(7)}
-        wait(
-            lambda: set(rows(tmp_path / "out.sqlite", "SELECT source FROM rows ORDER BY rowid")[after:]) == sources, 30
-        )
-        with supervisor(path, "there") as again:
-            wait(lambda: b"replica is back" in log.read_bytes(), 30)
-            assert here.wait(60) == 0, log.read_text()
-            assert again.wait(30) == 0
-    kept = [i for i in range(total) if i % 3]
-    found = rows(tmp_path / "out.sqlite", "SELECT source, value FROM rows ORDER BY rowid")
-    assert sorted(value for _, value in found) == kept
-    assert sum(n for (n,) in rows(tmp_path / "out.sqlite", "SELECT n FROM means")) == len(kept)
+        query = f"SELECT source FROM rows ORDER BY rowid LIMIT -1 OFFSET {after}"  # noqa: S608 - a number
+        await until(lambda: set(rows(tmp_path / "out.sqlite", query)) == sources, within=30)
+        came_back.append(stack.enter_context(supervisor(path, "there")))
+        await until(lambda: "replica is back" in told(), within=30)
+        await advance(tmp_path, 100)
+        here.end()
+
+    with events() as said, ExitStack() as stack:
+
+        def told() -> list[str]:
+            return [event for event, _ in said]
+
+        outcome = run(path, host="here", meddle=kill, within=100)
+        assert came_back[0].wait(30) == 0
+    check_hosts(tmp_path, outcome)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_replica_that_is_cut_off_alive_begins_anew_and_nothing_comes_twice(tmp_path: Path) -> None:
     """The others have its part meanwhile; what it still holds must not come after what they did."""
-    total = 3000
-    here, there = tmp_path / "here", tmp_path / "there"
-    lines = ["time,device,value", *(f"{START + i},d{i % 7},{i}" for i in range(total))]
-    with link(shared("embedded").url) as proxy:
-        for folder, url in ((here, shared("embedded").url), (there, proxy.url)):
-            folder.mkdir()
-            (folder / "meter.csv").write_text("\n".join(lines) + "\n")
-            (folder / "hosts.yaml").write_text(TWO_HOSTS.format(url=url).replace("topology: hosts", "topology: cut"))
-        with supervisor(here / "hosts.yaml", "here") as one, supervisor(there / "hosts.yaml", "there") as other:
-            wait(lambda: stored(here) > 100, 30)
-            proxy.refuse = True
-            proxy.cut()
-            log = here / "here.log"
-            wait(lambda: b"others take over" in log.read_bytes(), 30)
-            proxy.refuse = False
-            wait(lambda: b"begins anew" in (there / "there.log").read_bytes(), 30)
-            wait(lambda: b"replica is back" in log.read_bytes(), 30)
-            assert one.wait(60) == 0, log.read_text()
+    url, folder = shared("embedded").url, tmp_path / "here"
+
+    async def cut(here: Supervisor) -> None:
+        await advance(folder, 100)
+        proxy.refuse = True
+        proxy.cut()
+        await until(lambda: "replica is away, others take over" in told(), within=30)
+        proxy.refuse = False
+        await until(lambda: b"begins anew" in (tmp_path / "there" / "there.log").read_bytes(), within=30)
+        await until(lambda: "replica is back" in told(), within=30)
+        await advance(folder, 100)
+        here.end()
+
+    with link(url) as proxy, events() as said:
+
+        def told() -> list[str]:
+            return [event for event, _ in said]
+
+        with supervisor(hosts(tmp_path / "there", proxy.url, "cut"), "there") as other:
+            outcome = run(hosts(folder, url, "cut"), host="here", meddle=cut, within=100)
             assert other.wait(30) == 0
-    kept = [i for i in range(total) if i % 3]
-    assert sorted(v for (v,) in rows(here / "out.sqlite", "SELECT value FROM rows")) == kept
-    assert sum(n for (n,) in rows(here / "out.sqlite", "SELECT n FROM means")) == len(kept)
+    check_hosts(folder, outcome)
 
 
 @contextmanager

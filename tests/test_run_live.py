@@ -13,7 +13,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]  # has neither stubs nor py.typed
 import paho.mqtt.client as mqtt
 import pytest
-from harness import passed, rows, run, until
+from harness import advance, passed, rows, run, until
 from paho.mqtt.enums import CallbackAPIVersion
 
 from nodes.plan import prepare
@@ -129,7 +129,7 @@ def test_garbage_on_a_topic_ends_in_the_dead_letters_and_the_node_lives(tmp_path
     letters: list[dict[str, Any]] = []
 
     async def throw(supervisor: Supervisor) -> None:
-        await until(lambda: passed(supervisor, "half") > 0)
+        await advance(tmp_path, 1)
         foreign = await asyncio.to_thread(Foreign, supervisor, "live/half/dead")
         for payload in garbage:
             if payload:
@@ -138,7 +138,7 @@ def test_garbage_on_a_topic_ends_in_the_dead_letters_and_the_node_lives(tmp_path
         letters.extend(foreign.bodies("dead/1"))
         foreign.close()
 
-    outcome = run(site(tmp_path, "700/s"), meddle=throw)
+    outcome = run(site(tmp_path, "1000/s"), meddle=throw)
     check(tmp_path, outcome)
     assert outcome.nodes["half"].restarts == 0
     by_payload = {letter["body"]["payload"]: letter["body"]["reason"] for letter in letters}
@@ -149,8 +149,7 @@ def test_garbage_on_a_topic_ends_in_the_dead_letters_and_the_node_lives(tmp_path
 def test_the_broker_is_killed_and_all_goes_on(tmp_path: Path) -> None:
     async def kill(supervisor: Supervisor) -> None:
         for _ in range(3):
-            before = passed(supervisor, "store")
-            await until(lambda before=before: passed(supervisor, "store") > before + 100)  # type: ignore[misc] # mypy knows no default arguments of lambdas
+            await advance(tmp_path, 100)
             supervisor.brokers.children["local"].kill()
 
     outcome = run(site(tmp_path), meddle=kill)
@@ -181,11 +180,10 @@ def test_a_broker_that_comes_late_is_waited_for(tmp_path: Path) -> None:
 def test_a_window_is_killed_and_its_state_goes_on(tmp_path: Path) -> None:
     async def kill(supervisor: Supervisor) -> None:
         for victim in ("means", "report", "means", "half", "means"):
-            before = passed(supervisor, "half")
-            await until(lambda before=before: passed(supervisor, "half") > before)  # type: ignore[misc] # mypy knows no default arguments of lambdas
+            await advance(tmp_path, 200)
             supervisor.kill(victim)
 
-    outcome = run(site(tmp_path, "700/s"), meddle=kill)
+    outcome = run(site(tmp_path, "1000/s"), meddle=kill)
     check(tmp_path, outcome)
     assert outcome.nodes["means"].restarts > 0
 
@@ -195,7 +193,7 @@ def test_a_drained_run_continues_where_it_stood(tmp_path: Path) -> None:
     stops: list[asyncio.Task[None]] = []
 
     async def drain(supervisor: Supervisor) -> None:
-        await until(lambda: passed(supervisor, "store") > 200)
+        await advance(tmp_path, 201)
         stops.append(asyncio.create_task(supervisor.stop()))
         await asyncio.Event().wait()
 

@@ -13,8 +13,8 @@ from typing import Any, get_args
 import msgpack  # type: ignore[import-untyped] # has no types
 import numpy as np
 import pytest
-from harness import run, until
-from spool_site import books, events, quiet, received, service, site
+from harness import events, run, until
+from spool_site import books, quiet, received, service, site
 
 from broker.spool import RESERVE, Order, Overflow, Spool
 from broker.spool_segment import FRAME

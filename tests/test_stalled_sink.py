@@ -246,7 +246,7 @@ def rows_in(db: sqlite3.Connection) -> int:
 REAL_TIME = """
 topology: stalled
 nodes:
-  meter: {{ingest: {{source: synthetic, rate: 900/s, count: {count}, batch: {batch}}}, publish: always{process}}}
+  meter: {{ingest: {{source: synthetic, rate: {rate}/s, count: {count}, batch: {batch}}}, publish: always{process}}}
   store:
     uplink: {{sink: http, url: '{url}', format: msgpack, timeout: 10min}}
     from: {{meter: {{delivery: fast, queue: {queue}, overflow: {overflow}}}}}{process_line}
@@ -266,6 +266,7 @@ def test_what_a_full_queue_drops_is_what_its_policy_says_and_is_counted_to_the_r
     path.write_text(
         REAL_TIME.format(
             count=count,
+            rate=900 * batch,
             batch=batch,
             url=far.url,
             queue=QUEUE,
@@ -317,7 +318,7 @@ def test_what_a_full_queue_drops_is_what_its_policy_says_and_is_counted_to_the_r
 def test_what_a_fast_edge_has_queued_is_still_written_when_the_run_is_stopped(tmp_path: Path, far: Far) -> None:
     path = tmp_path / "stalled.yaml"
     text = REAL_TIME.format(
-        count=100_000, batch=1, url=far.url, queue=QUEUE, overflow="sample", process="", process_line=""
+        count=100_000, rate=900, batch=1, url=far.url, queue=QUEUE, overflow="sample", process="", process_line=""
     )
     path.write_text(text)
     before: list[int] = []

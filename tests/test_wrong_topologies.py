@@ -65,7 +65,7 @@ CASES: list[tuple[str, str | bytes, str]] = [
     (
         "no kind",
         READINGS + "  b: {from: a}\n",
-        "4:3: the node's kind is missing, one of ingest, preprocess, infer, aggregate, join, uplink, custom",
+        "4:3: the node's kind is missing, one of ingest, preprocess, infer, aggregate, join, uplink, custom, train, federate",
     ),
     (
         "typo in a node's key",

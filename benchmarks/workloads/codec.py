@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.figures import OURS, Comparison, Figure, in_turns
 from schemas import codec
 from schemas.messages import Frame, Message, Readings, Update
+from schemas.wire import WireMessage
 
 LIMIT, PEER = "msgspec bare", "msgpack + pydantic"
 _ABOUT = 0.1
@@ -150,7 +151,7 @@ def _each(call: Callable[[], object]) -> float:
 def measure() -> list[Figure | Comparison]:
     """All figures of this file."""
     out: list[Figure | Comparison] = []
-    bare, pack = msgspec.msgpack.Decoder(codec.WireMessage), msgspec.msgpack.Encoder()
+    bare, pack = msgspec.msgpack.Decoder(WireMessage), msgspec.msgpack.Encoder()
     for name, (message, model) in _messages().items():
         payload = codec.encode(message)
         if msgpack.unpackb(_peer_encode(message)) != msgpack.unpackb(payload):

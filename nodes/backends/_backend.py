@@ -31,16 +31,29 @@ class Spec:
     """One input or output of a model.
 
     :param shape: without the leading batch axis. -1: an output's axis that only a run can tell.
-    :param dtype: as stored; int8 or uint8 with a ``quantisation`` stands for real numbers.
+    :param type: numpy's name of its numbers as stored, e.g. ``float32``; int8 or uint8 with a ``quantisation`` stands for
+        real numbers.
+    :param flat: it takes any array of so many numbers, whatever its axes.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
+    type: str
     quantisation: Quantisation | None = None
+    flat: bool = False
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Its numbers as stored."""
+        return np.dtype(self.type)
+
+    @property
+    def real(self) -> bool:
+        """Whether it takes or gives real numbers, as floats or as what stands for them."""
+        return self.type.startswith("float") or self.quantisation is not None
 
     def __str__(self) -> str:
-        return f"{self.name!r} {self.dtype.name}{list(self.shape)}"
+        return f"{self.name!r} {self.type}{list(self.shape)}"
 
 
 @dataclass(frozen=True, slots=True)

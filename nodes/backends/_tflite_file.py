@@ -10,13 +10,11 @@ import math
 import struct
 from typing import Final
 
-import numpy as np
-
 from nodes.backends._backend import Quantisation, Signature, Spec
 from schemas.errors import ConfigError
 
 MAGIC: Final = b"TFL3"
-_DTYPES: Final = {
+_TYPES: Final = {
     0: "float32",
     1: "float16",
     2: "int32",
@@ -105,10 +103,10 @@ def _spec(file: _File, tensor: int, name: str | None, batch: int | None) -> Spec
         name = bytes(file.data[start : start + length]).decode("utf-8", "replace")
     at = file.field(tensor, _TENSOR_TYPE)
     code = 0 if at is None else file.number("<b", at)
-    if code not in _DTYPES:
+    if code not in _TYPES:
         raise ConfigError(f"the model's tensor {name!r} has a type ({code}) that infer cannot pass")
     has_batch = bool(free) and free[0] in (-1, batch)
-    return Spec(name, tuple(free[1:] if has_batch else free), np.dtype(_DTYPES[code]), _quantisation(file, tensor))
+    return Spec(name, tuple(free[1:] if has_batch else free), _TYPES[code], _quantisation(file, tensor))
 
 
 def _shape(file: _File, tensor: int) -> tuple[list[int], list[int]]:

@@ -66,7 +66,7 @@ def build(config: Config, context: Context, model: Path, threads: int) -> Backen
     return LiteRT(model, threads, delegate, config.delegate_options)
 
 
-def _runtime() -> Any:
+def find_runtime() -> Any:
     """The module with ``Interpreter`` and ``load_delegate``.
 
     :raises MissingError: neither is installed.
@@ -100,7 +100,7 @@ class LiteRT(Backend):
 
     def open(self) -> Signature:
         """Load, allocate, and run once with zeros, which tells the shapes that the file leaves open."""
-        runtime = _runtime()
+        runtime = find_runtime()
         self._signature = inspect(self._model)
         delegates = [self._load_delegate(runtime)] if self._delegate is not None else None
         try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from nodes.cli._late import late
 from nodes.cli._version import VERSION
 from nodes.cli.commands import COMMANDS
 from schemas.errors import ConfigError, PenstockError, did_you_mean
@@ -109,6 +110,7 @@ def run(args: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry of the ``penstock`` command."""
+    late("numpy")
     gc.set_threshold(50_000, 20, 20)  # imports make much that stays: looking through it again and again takes 50 ms
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: a command line needs no pool of threads
     sys.exit(run(sys.argv[1:]))

@@ -67,7 +67,7 @@ def message_schema(kind: str | None = None) -> dict[str, Any]:
 
     :raises ConfigError: there is no such type.
     """
-    from schemas.codec import json_schemas
+    from schemas.wire import json_schemas
 
     everything = json_schemas()
     if kind is None:

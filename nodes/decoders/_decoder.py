@@ -6,18 +6,16 @@ Such a module has, beside the docstring, ``Config(Options)`` of every kind and
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
 import msgspec
-import numpy as np
 
 from nodes.backends._backend import Spec
 from schemas.errors import ConfigError, did_you_mean
 from schemas.messages import Array
-
-NO_SCORES: Array = np.zeros(0, np.float32)
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -77,4 +75,4 @@ def pick(outputs: Sequence[Spec], name: str | None, decoder: str) -> Spec:
 
 def size(spec: Spec) -> int | None:
     """Numbers in one item; None: not known yet."""
-    return None if -1 in spec.shape else int(np.prod(spec.shape, dtype=np.int64))
+    return None if -1 in spec.shape else math.prod(spec.shape)

@@ -14,7 +14,8 @@ from nodes.options import Options
 from schemas.errors import ConfigError
 from schemas.messages import Array
 
-_LARGEST = np.finfo(np.float32).max / 4
+_LARGEST = 2.0**126
+"""A quarter of the largest float32."""
 
 
 class Config(Options):

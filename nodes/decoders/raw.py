@@ -8,10 +8,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from nodes.backends._backend import Spec, dequantise
-from nodes.decoders._decoder import NO_SCORES, Answer, Decoder
+from nodes.decoders._decoder import Answer, Decoder
 from nodes.options import Options
 from schemas.errors import ConfigError, Problem, did_you_mean
-from schemas.messages import Array
+from schemas.messages import Array, no_scores
 
 
 class Config(Options):
@@ -55,5 +55,6 @@ class Raw(Decoder):
             for spec in self._specs
         }
         return [
-            Answer([], NO_SCORES, values={name: array[i] for name, array in arrays.items()}) for i in range(len(sizes))
+            Answer([], no_scores(), values={name: array[i] for name, array in arrays.items()})
+            for i in range(len(sizes))
         ]

@@ -8,10 +8,10 @@ import numpy as np
 from pydantic import Field
 
 from nodes.backends._backend import Spec
-from nodes.decoders._decoder import NO_SCORES, Answer, Decoder, pick, size
+from nodes.decoders._decoder import Answer, Decoder, pick, size
 from nodes.options import Options
 from schemas.errors import ConfigError
-from schemas.messages import Array
+from schemas.messages import Array, no_scores
 
 
 class Config(Options):
@@ -52,6 +52,6 @@ class Regression(Decoder):
         values = outputs[self._name].astype(np.float32, copy=False)
         numbers = values.reshape(len(values), -1) * np.float32(self._config.scale) + np.float32(self._config.offset)
         return [
-            Answer([], NO_SCORES, values={name: row[i : i + 1] for i, name in enumerate(self._names)})
+            Answer([], no_scores(), values={name: row[i : i + 1] for i, name in enumerate(self._names)})
             for row in numbers
         ]

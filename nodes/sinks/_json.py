@@ -9,11 +9,10 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from schemas.messages import (
     Aggregate,
@@ -29,6 +28,9 @@ from schemas.messages import (
     Update,
 )
 from schemas.rows import ROW_TYPES, Rows, rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Each: TypeAlias = Literal["message", "row"]
 """What one JSON object stands for."""

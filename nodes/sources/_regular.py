@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from broker.bus import Delivery
 from nodes.sources import _times
@@ -20,6 +19,8 @@ from nodes.sources._mapping import Types, steps_of, topic_level
 from schemas.messages import Column
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from nodes.sources.mqtt import Config
 
 _TOPICS = 65_536
@@ -28,7 +29,7 @@ _NONE = type(None)
 
 Values = Callable[[Sequence[Any], Sequence[Delivery]], list[Any]]
 """Given decoded records and their deliveries, a value of each."""
-Rows = tuple[int, dict[str, Column], list[str] | None, NDArray[np.int64] | None]
+Rows: TypeAlias = "tuple[int, dict[str, Column], list[str] | None, NDArray[np.int64] | None]"
 """Number of rows, columns, device of each row, event time of each row (None: the caller's own)."""
 
 

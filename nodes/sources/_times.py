@@ -6,11 +6,14 @@ import re
 import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nodes.sources._pace import nanoseconds
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 """Units of epoch numbers, in ns."""

@@ -11,10 +11,9 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nodes.operator import Chunk, Context, Draft, Flow, Source
@@ -23,6 +22,9 @@ from nodes.sources._pace import Instant, Pacer
 from schemas.errors import ConfigError, Problem
 from schemas.messages import Column, Frame, Readings
 from schemas.units import Duration, Rate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 BLOCK = 1024
 """Rows whose noise is drawn together."""

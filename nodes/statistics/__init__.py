@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nodes.statistics.curve import Curve
 from nodes.statistics.simple import Count, Ends, Extremes, Histogram, Moments, NumberEnds
@@ -22,6 +21,9 @@ from nodes.statistics.state import Accumulator, Result, Slots, Times
 from schemas.errors import ConfigError, Problem, did_you_mean
 from schemas.expressions import Call, Expression, MissingFieldError, WrongTypeError
 from schemas.messages import Array, Column, Scalar
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["STATISTICS", "Plan", "Series", "Statistic", "check_fields", "compile_fields", "output_names"]
 

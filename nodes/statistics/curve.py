@@ -25,7 +25,6 @@ class Curve(Table):
     left: Floats
 
     def __init__(self) -> None:
-        super().__init__()
         self.log = Log("<i8", "<f8")
         self._limit = SPILL
 

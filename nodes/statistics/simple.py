@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from math import inf
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nodes.statistics.state import Accumulator, Slots, Table, Times, pack, unpack
 from schemas.messages import Array, Scalar
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Floats: TypeAlias = "NDArray[np.float64]"
 
 
 def scalars(values: Array, there: Array) -> list[Scalar]:
@@ -38,7 +41,6 @@ class Moments(Table):
         self.columns = (("n", "<i8", 0), ("shift", "<f8", 0.0), ("s", "<f8", 0.0))
         if squares:
             self.columns += (("q", "<f8", 0.0),)
-        super().__init__()
 
     def update(self, slots: Slots, time: Times, values: Array) -> None:
         fresh = self.n[slots] == 0
@@ -96,7 +98,7 @@ class Moments(Table):
 class Extremes(Table):
     """The least and the greatest value."""
 
-    columns = (("low", "<f8", np.inf), ("high", "<f8", -np.inf))
+    columns = (("low", "<f8", inf), ("high", "<f8", -inf))
     low: Floats
     high: Floats
 
@@ -149,7 +151,8 @@ class Count(Table):
         return scalars(np.where(_seconds > 0, self.n[slots] / np.where(_seconds > 0, _seconds, 1.0), np.nan), there)
 
 
-_NEVER = np.iinfo(np.int64)
+_FIRST, _LAST = -(2**63), 2**63 - 1
+"""The least and the greatest time, ns: that of a slot which has had none."""
 
 
 class Ends(Table):
@@ -157,9 +160,9 @@ class Ends(Table):
 
     numeric = False
     columns = (
-        ("since", "<i8", _NEVER.max),
+        ("since", "<i8", _LAST),
         ("first", "O", None),
-        ("until", "<i8", _NEVER.min),
+        ("until", "<i8", _FIRST),
         ("last", "O", None),
     )
     since: NDArray[np.int64]
@@ -168,17 +171,15 @@ class Ends(Table):
     last: Array
 
     def __init__(self) -> None:
-        super().__init__()
-        self._scratch = np.zeros(0, np.int64)
+        self._scratch: Array | None = None
 
     def update(self, slots: Slots, time: Times, values: Array) -> None:
         if len(time) > 1 and bool((time[1:] < time[:-1]).any()):
             order = np.argsort(time, kind="stable")
             slots, time, values = slots[order], time[order], values[order]
         at = np.arange(len(slots))
-        if len(self._scratch) < len(self.since):
-            self._scratch = np.zeros(len(self.since), np.int64)
-        place = self._scratch
+        if (place := self._scratch) is None or len(place) < len(self.since):
+            place = self._scratch = np.zeros(len(self.since), np.int64)
         place[slots] = at
         newest = np.flatnonzero(place[slots] == at)
         newest = newest[time[newest] >= self.until[slots[newest]]]
@@ -195,7 +196,7 @@ class Ends(Table):
         older = self.since[other] < self.since[into]
         self.since[into[older]] = self.since[other[older]]
         self.first[into[older]] = self.first[other[older]]
-        newer = (self.until[other] >= self.until[into]) & (self.until[other] > _NEVER.min)
+        newer = (self.until[other] >= self.until[into]) & (self.until[other] > _FIRST)
         self.until[into[newer]] = self.until[other[newer]]
         self.last[into[newer]] = self.last[other[newer]]
 

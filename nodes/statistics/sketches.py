@@ -8,14 +8,16 @@ from __future__ import annotations
 from functools import lru_cache
 from hashlib import blake2b
 from math import log
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nodes.statistics.simple import Floats
 from nodes.statistics.state import Accumulator, Log, Slots, Table, Times
 from schemas.messages import Array, Scalar
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 EXACT = 1024
 """Values of a group up to which quantiles, ``distinct`` and ``mode`` are exact."""
@@ -63,7 +65,6 @@ class Values(Table):
     n: NDArray[np.int64]
 
     def __init__(self) -> None:
-        super().__init__()
         self.log = Log("<f8")
         self.sketch: dict[int, dict[int, int]] = {}
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schemas.messages import Array, Scalar
 
-Slots: TypeAlias = NDArray[np.int64]
-Times: TypeAlias = NDArray[np.int64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Slots: TypeAlias = "NDArray[np.int64]"
+Times: TypeAlias = "NDArray[np.int64]"
 
 
 def pack(array: Array) -> list[Any]:
@@ -62,7 +64,7 @@ class Accumulator(ABC):
         """Slots 0 … count - 1 are those of a :meth:`snapshot`."""
 
 
-Result: TypeAlias = Callable[[Slots, NDArray[np.float64]], list[Scalar]]
+Result: TypeAlias = "Callable[[Slots, NDArray[np.float64]], list[Scalar]]"
 """(slots, seconds that each window lasts) → one value a slot."""
 
 
@@ -71,15 +73,11 @@ class Table(Accumulator):
 
     columns: tuple[tuple[str, str, Any], ...] = ()
 
-    def __init__(self) -> None:
-        for name, dtype, _ in self.columns:
-            setattr(self, name, np.zeros(0, dtype))
-
     def resize(self, capacity: int) -> None:
         for name, dtype, empty in self.columns:
-            old = getattr(self, name)
             new = np.full(capacity, empty, dtype)
-            new[: len(old)] = old
+            if (old := getattr(self, name, None)) is not None:
+                new[: len(old)] = old
             setattr(self, name, new)
 
     def reset(self, slots: Slots) -> None:

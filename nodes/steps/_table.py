@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from nodes.operator import Emit
 from nodes.steps._step import RefusedError, Step
 from schemas.expressions import ExpressionError
 from schemas.messages import Array, Column, Message, Predictions, Readings, rows_of
 from schemas.rows import concat, rows, take
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Places:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
 from nodes.operator import Context, Flow
@@ -25,6 +24,9 @@ from nodes.steps._step import ROWS, StepOptions
 from nodes.steps._table import RowStep, Table, by_source
 from schemas.expressions import WrongTypeError
 from schemas.messages import Array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
 _STRIDE = 8

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from nodes.operator import Context, Flow
@@ -16,6 +15,9 @@ from nodes.steps._table import RowStep, Table, by_source
 from schemas.expressions import WrongTypeError
 from schemas.messages import Column, Scalar
 from schemas.units import Duration
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Config(StepOptions):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from nodes.operator import Context, Flow
@@ -14,6 +13,9 @@ from nodes.steps._state import Memory
 from nodes.steps._step import ROWS, StepOptions
 from nodes.steps._table import RowStep, Table, by_source
 from schemas.messages import Column, Scalar
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Config(StepOptions):

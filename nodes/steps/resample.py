@@ -11,10 +11,9 @@ Rows that come out of order are dropped (``late``). No rows are made across a ho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from nodes.operator import Context, Emit
@@ -26,6 +25,9 @@ from nodes.steps.on_change import plain
 from schemas.messages import Array, Column, Message, Readings, Scalar
 from schemas.rows import from_scalars, take
 from schemas.units import Duration
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MOST = 100_000
 """Most rows that two rows may make between them."""

@@ -5,10 +5,9 @@ The first goes on, and then the first that is at least that much later than the 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from nodes.operator import Context, Emit
@@ -17,6 +16,9 @@ from nodes.steps._step import ANY, Step, StepOptions
 from nodes.steps._table import RowStage, RowStep, Table, by_source
 from schemas.messages import Message, Readings
 from schemas.units import Duration
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Config(StepOptions):

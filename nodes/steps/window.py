@@ -7,10 +7,9 @@ its time is its first sample's. What does not fill a window at the end is droppe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from nodes.operator import Context, Emit, Flow
@@ -21,6 +20,9 @@ from nodes.steps._table import Table, by_source, tables
 from schemas.expressions import ExpressionError, WrongTypeError
 from schemas.messages import Array, Frame, Message
 from schemas.units import Duration, Rate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SOURCES = 10_000
 """Most sources that have an open window; of the quietest one more the samples are dropped (``evicted``)."""

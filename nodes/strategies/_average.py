@@ -11,9 +11,10 @@ from pydantic import Field
 from nodes.federated.weights import UnfitError, Weights
 from nodes.options import Options
 from nodes.strategies._strategy import ClientUpdate, mean
-from schemas.codec import Tensor, from_tensor, to_tensor
+from schemas.codec import from_tensor, to_tensor
 from schemas.errors import PayloadError
 from schemas.messages import Array
+from schemas.wire import Tensor
 
 
 class Averaging(Options):

@@ -45,6 +45,9 @@ class Strategy(ABC):
     """True: it needs no more of the updates than their sum weighted by samples (and the samples' sum), so it may run under
     secure aggregation, and in levels (gateway, site, cloud). False (median, Krum): it looks at each."""
 
+    places: int = 0
+    """How many clients were asked; set before each :meth:`aggregate`."""
+
     @abstractmethod
     def aggregate(self, model: Weights, updates: Sequence[ClientUpdate]) -> Weights:
         """The next model.
@@ -71,6 +74,18 @@ class Strategy(ABC):
     def shared(self) -> Weights:
         """Arrays that go to the clients beside the model (SCAFFOLD: the control variate ``c``). Empty
         before the first round: the client takes zeros."""
+        return {}
+
+    def asked(self) -> dict[str, Any]:
+        """What clients are to do to their updates for the sake of privacy (:class:`nodes.privacy.private.Private`)."""
+        return {}
+
+    def over(self) -> str:
+        """Why no further round may be made, a short stable word (``budget``); empty: one may."""
+        return ""
+
+    def told(self) -> dict[str, float]:
+        """What it adds to a round's metrics (``epsilon``)."""
         return {}
 
     def snapshot(self) -> Any:

@@ -1,8 +1,9 @@
 """What a trainer of ``train`` is. A trainer is one file beside this one; its name is the kind's name.
 
 Such a module has, beside the docstring, ``Config(Options)``, ``EXTRA`` where it needs one, and
-``def build(config: Config, context: Context) -> Trainer``. The config describes the model; how it is trained in a round comes from
-the coordinator (:class:`Fit`). Heavy imports are inside functions. A trainer does no I/O but reading its model file in ``open``.
+``def build(config: Config, context: Context) -> Trainer``. The config describes the model; how it is trained in a round comes
+from the coordinator (:class:`Fit`). Heavy imports are inside functions. A trainer does no I/O but reading its model file in
+``open``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ class Examples:
     """What is learned from.
 
     :param x: [n, *shape] inputs, float32.
-    :param y: [n] classes, int64; or [n] or [n, k] numbers, float32, for a regression.
+    :param y: [n] classes, int64; [n, k] probabilities of the classes, float32 (soft labels: not every trainer takes them); or [n]
+        or [n, k] numbers, float32, for a regression.
     """
 
     x: Array
@@ -96,6 +98,10 @@ class Trainer(ABC):
     def predict(self, x: Array) -> Array:
         """[n, classes] probabilities, or [n, k] numbers for a regression, float32."""
 
+    def takes(self) -> tuple[int, ...] | None:
+        """Shape of one input, as ``infer`` gives it to :meth:`predict`; None: not known, so ``infer`` cannot serve it."""
+        return None
+
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """``loss`` (mean cross-entropy, or mean squared error) and, of a classifier, ``accuracy`` in [0, 1].
 
@@ -113,6 +119,16 @@ class Trainer(ABC):
             "loss": float(-np.mean(np.log(np.maximum(chosen, 1e-12)))),
             "accuracy": float(np.mean(answers.argmax(1) == examples.y)),
         }
+
+    def own(self) -> Weights:
+        """Arrays that never leave the device (personal layers). The client keeps them from round to round beside the model."""
+        return {}
+
+    def keep(self, own: Weights) -> None:
+        """Continue with these arrays of :meth:`own`; empty: with those of :meth:`open`. Called after each :meth:`load`.
+
+        :raises UnfitError: they are not of this model.
+        """
 
     def close(self) -> None:
         """Free the model."""

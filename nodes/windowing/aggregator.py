@@ -7,10 +7,9 @@ of arrival, and an answer's id is made of node, key and window.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nodes.operator import Emit, Operator
 from nodes.statistics import Series
@@ -20,6 +19,9 @@ from nodes.windowing.intake import Batch, gather
 from nodes.windowing.keys import Kids, join, texts_of
 from nodes.windowing.watermark import Watermark
 from schemas.messages import Aggregate, Message, Readings, Window
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LIVE = 60 * 10**9
 """Event time follows the clock when the newest row is within this of it, ns."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nodes.statistics.state import Slots, Times
 from nodes.windowing.groups import Groups
 from nodes.windowing.keys import Kids
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FLOOR = -(2**62)
 """The watermark before anything is known."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nodes.statistics import Plan, Series
 from nodes.statistics.state import Slots, Times, pack, unpack
 from nodes.windowing.keys import Keys, Kids
 
-_NEVER = np.iinfo(np.int64)
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_FIRST, _LAST = -(2**63), 2**63 - 1
+"""The least and the greatest time, ns: that of a group which has had none."""
 
 
 class Groups:
@@ -42,7 +45,7 @@ class Groups:
 
     def _grow(self, capacity: int) -> None:
         old = self.capacity
-        for name, empty in (("count", 0), ("key", 0), ("since", _NEVER.max), ("until", _NEVER.min)):
+        for name, empty in (("count", 0), ("key", 0), ("since", _LAST), ("until", _FIRST)):
             array = np.full(capacity, empty, np.int64)
             array[:old] = getattr(self, name)
             setattr(self, name, array)
@@ -73,8 +76,8 @@ class Groups:
             return
         self.keys.release(self.key[slots])
         self.count[slots] = 0
-        self.since[slots] = _NEVER.max
-        self.until[slots] = _NEVER.min
+        self.since[slots] = _LAST
+        self.until[slots] = _FIRST
         for _, accumulator in self.plan.accumulators:
             accumulator.reset(slots)
         self._free = np.concatenate([self._free, slots[::-1]])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nodes.statistics.state import Slots, Times
 from nodes.windowing.base import HORIZON, Added, Due, Window, Windows, nothing
 from nodes.windowing.groups import Groups
 from nodes.windowing.keys import Kids
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(slots=True)

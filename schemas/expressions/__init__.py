@@ -10,12 +10,12 @@ under + and - so that times in ns keep their last digit.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -26,6 +26,9 @@ from schemas.expressions._operators import WORDS
 from schemas.expressions._parser import MAX_DEPTH, MAX_NODES, Node, Parser
 from schemas.expressions._values import Data, ExpressionError, MissingFieldError, WrongTypeError, column, truth
 from schemas.messages import Column, Scalar
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "FUNCTIONS",
@@ -216,17 +219,25 @@ def expression(value: Any) -> Expression:
     raise ConfigError(f"expected an expression, got {type(value).__name__}")
 
 
+_PLAIN = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)(?: ?/ ?(\d{1,15}(?:\.\d{1,15})?))?", re.ASCII)
+"""A constant as nearly all are written, 0.5 or 1/255: told without compiling an expression."""
+
+
 def constant(value: Any) -> float:
     """A number, or a text with a constant expression such as ``1/255``.
 
     :raises ConfigError: it is neither, or not finite.
     """
+    if type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if isinstance(value, str) and (plain := _PLAIN.fullmatch(value)) and float(plain[2] or 1):
+        return float(plain[1]) / float(plain[2] or 1)
     compiled = expression(value)
     if compiled.fields:
         name, offset = next(iter(compiled._fields.items()))
         fail(f"expected a number, found the name {name!r}", offset)
     number = compiled.constant
-    if isinstance(number, (bool, str)) or number is None or not np.isfinite(number):
+    if isinstance(number, (bool, str)) or number is None or not math.isfinite(number):
         raise ConfigError(f"expected a number, got {value!r}")
     return float(number)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.expressions._functions import MAX_TEXT, Kind, each, pairwise
+from schemas.expressions._functions import MAX_TEXT, Kind, each, late, pairwise
 from schemas.expressions._lexer import fail
 from schemas.expressions._values import Text, Value, alike, is_text, missing, number, real, text, truth
 from schemas.messages import Array
@@ -23,11 +23,11 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
 }
 _REAL: dict[str, Callable[[Any, Any], Any]] = {
-    "*": np.multiply,
-    "/": np.divide,
-    "//": np.floor_divide,
-    "%": np.mod,
-    "**": np.power,
+    "*": late("multiply"),
+    "/": late("divide"),
+    "//": late("floor_divide"),
+    "%": late("mod"),
+    "**": late("power"),
 }
 
 

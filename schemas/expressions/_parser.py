@@ -7,7 +7,6 @@ evaluating can use much stack or time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,12 +111,7 @@ class Parser:
     def computed(self, kind: Kind, offset: int, parts: tuple[Node, ...], run: Callable[[Data], Value]) -> Node:
         """A node that is computed once and for all where its parts are constants."""
         made = self.node(kind, offset, parts, run)
-        if made.constant:
-            with np.errstate(all="ignore"), suppress(ExpressionError):
-                value = run(_NOTHING)
-                if isinstance(value, np.ndarray) and not value.ndim:
-                    return replace(made, run=lambda data: value)
-        return made
+        return replace(made, run=_once(run)) if made.constant else made
 
     def literal(self, kind: Kind, offset: int, value: Value) -> Node:
         """A constant."""
@@ -130,11 +124,11 @@ class Parser:
         kind, value, offset = token = self.advance()
         if kind == "number":
             whole = value.isdigit() and int(value) < _NUMBER_LIMIT
-            return self.literal("number", offset, np.array(int(value) if whole else float(value)))
+            return self.node("number", offset, (), _once(lambda _: np.array(int(value) if whole else float(value))))
         if kind == "text":
             return self.literal("text", offset, value)
         if kind in ("true", "false"):
-            return self.literal("bool", offset, np.array(kind == "true"))
+            return self.node("bool", offset, (), _once(lambda _: np.array(kind == "true")))
         if kind == "null":
             return self.literal("null", offset, None)
         if kind == "name":
@@ -278,6 +272,23 @@ class Parser:
 
 
 _NOTHING = Data({}, 1)
+
+
+def _once(run: Callable[[Data], Value]) -> Callable[[Data], Value]:
+    """``run`` of constants, whose answer is kept where it is one value for all rows. Not sooner than it is wanted: reading an
+    expression makes no arrays, so that who only reads does not load numpy."""
+    kept: Value | None = None
+
+    def first(data: Data) -> Value:
+        nonlocal kept
+        if kept is not None:
+            return kept
+        value = run(data)
+        if isinstance(value, np.ndarray) and not value.ndim:
+            kept = value
+        return value
+
+    return first
 
 
 def _runner(name: str, function: Function, parts: tuple[Node, ...], wanted: list[Kind]) -> Callable[[Data], Value]:

@@ -15,7 +15,7 @@ import numpy as np
 from schemas.errors import PenstockError
 from schemas.messages import Array, Column
 
-Value: TypeAlias = Array | list[str | None] | str | None
+Value: TypeAlias = "Array | list[str | None] | str | None"
 Text: TypeAlias = list[str | None] | str | None
 
 

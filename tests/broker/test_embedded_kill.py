@@ -270,7 +270,7 @@ def test_killed_under_load(tmp_path: Path, there: bool) -> None:
     try:
         for thread in threads:
             thread.start()
-        for _ in range(int(os.environ.get("PENSTOCK_KILLS", "12"))):
+        for _ in range(int(os.environ.get("PENSTOCK_KILLS", "8"))):
             time.sleep(choice.uniform(0.02, 0.35))
             broker.kill()
             broker.start()

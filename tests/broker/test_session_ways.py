@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import mqtt5
+from bare_link import Wire, feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,52 +15,27 @@ from broker.session import Session
 from broker.session_link import Link
 
 
-class _Wire:
-    """The transport's side of a link, as far as a link asks for it."""
-
-    def get_extra_info(self, name: str) -> None:
-        del name
-
-    def set_write_buffer_limits(self, high: int) -> None:
-        del high
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def write(self, data: bytes) -> None: ...
-
-
 async def _delivered(chunks: list[bytes], *, knows: bool) -> list[tuple[str, bytes, int, bool, tuple[Any, ...]]]:
     client = Session("mqtt://nowhere")
     inbox = client._inbox
     learn = inbox.learn if knows else lambda before, packet: None
     link = client._link = client._last = Link(client._packets, client._outbox.progress, 100_000, inbox.ways, learn)
-    wire: Any = _Wire()
+    wire: Any = Wire()
     link.connection_made(wire)
-    _feed(link, mqtt5.ConnAckPacket().write())
+    feed(link, mqtt5.ConnAckPacket().write())
     subscribing = asyncio.create_task(client.subscribe(["a/#", "b"], qos=1, capacity=10_000))
     await asyncio.sleep(0)
     for asked in list(client._asked):
-        _feed(link, mqtt5.SubAckPacket(asked, [mqtt5.SubAckReasonCode(1)]).write())
+        feed(link, mqtt5.SubAckPacket(asked, [mqtt5.SubAckReasonCode(1)]).write())
     subscription = await subscribing
     got: list[Delivery] = []
     for chunk in chunks:
-        _feed(link, chunk)
+        feed(link, chunk)
     if subscription.queued:
         got = await subscription.receive()
     assert bool(inbox.ways) <= knows
     link.closing = True
     return [(d.topic, bytes(d.payload), d.qos, d.retain, d.properties) for d in got]
-
-
-def _feed(link: Link, data: bytes) -> None:
-    while data:
-        room = link.get_buffer(-1)
-        count = min(len(room), len(data))
-        room[:count] = data[:count]
-        link.buffer_updated(count)
-        data = data[count:]
 
 
 _PACKETS = st.builds(
@@ -102,14 +78,14 @@ def test_ways_are_used_and_forgotten_with_the_subscriptions() -> None:
         packet = mqtt5.PublishPacket("a/1", b"x").write()
         inbox = client._inbox
         link = client._link = client._last = Link(client._packets, lambda: None, 1000, inbox.ways, inbox.learn)
-        wire: Any = _Wire()
+        wire: Any = Wire()
         link.connection_made(wire)
-        _feed(link, mqtt5.ConnAckPacket().write())
-        _feed(link, packet)
+        feed(link, mqtt5.ConnAckPacket().write())
+        feed(link, packet)
         assert not inbox.ways, "nobody subscribed to it"
         tasks = [asyncio.create_task(client.subscribe([pattern])) for pattern in ("a/+", "a/1")]
         await asyncio.sleep(0)
-        _feed(link, packet * 3)
+        feed(link, packet * 3)
         (way,) = inbox.ways.values()
         assert way.topic == "a/1"
         assert [s.queued for s in way.targets] == [3, 3]
@@ -117,7 +93,7 @@ def test_ways_are_used_and_forgotten_with_the_subscriptions() -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert not inbox.ways
-        _feed(link, packet)
+        feed(link, packet)
         assert not inbox.ways
         link.closing = True
 

@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgpack  # type: ignore[import-untyped] # it has no types
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from memory_seen import holders, rings
 
 from broker.shared_memory import OverwrittenError, Reader, Ring, UnreachableError
 from schemas.detached import Place
@@ -29,16 +29,6 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 def free() -> int:
     found = os.statvfs("/dev/shm")  # noqa: S108 - what is tested
     return found.f_bavail * found.f_frsize
-
-
-def given_back(before: int, about: int) -> bool:
-    """Whether there is as much free again as there was; waited for, because other tests use the same memory."""
-    until = time.monotonic() + 30
-    while before - free() >= about:
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def test_a_reader_sees_what_was_put_without_a_copy_and_cannot_write_it() -> None:
@@ -179,7 +169,8 @@ while True:
 
 
 def test_a_writer_killed_at_any_moment_leaves_nothing_torn_and_nothing_behind() -> None:
-    before, whole = free(), 0
+    whole = 0
+    used: set[int] = set()
     for _ in range(10):
         with subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE, cwd=ROOT) as writer:
             assert writer.stdout is not None
@@ -191,6 +182,9 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_torn_and_nothing_behind() 
                     if len(places) == 1:  # from now on the ring is reached without its writer
                         with contextlib.suppress(OverwrittenError):
                             reader.lease(places[0])
+            mine = rings(writer.pid)
+            assert mine
+            used |= mine
             os.kill(writer.pid, signal.SIGKILL)
             writer.wait()
             unpacker.feed(writer.stdout.read())
@@ -204,7 +198,7 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_torn_and_nothing_behind() 
         with pytest.raises(UnreachableError):
             Reader(0).lease(places[-1])
         del reader
-    assert given_back(before, 1 << 20)
+    assert holders(used) == []
     assert whole, "the last message is there, unless the writer died in the middle of the one after it"
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 from brokers import Broker, param, started
 from bus_site import Proxy, until
-from harness import rows
+from harness import rows, stored
 
 from nodes.plan import prepare
 from nodes.supervisor import Outcome, Supervisor
@@ -29,13 +28,6 @@ nodes:
   warm: {{preprocess: {{steps: [{{filter: value % 3 != 0}}]}}, from: meter}}
   store: {{uplink: {{sink: sqlite, path: out.sqlite, table: rows}}, from: warm}}
 """
-
-
-def stored(folder: Path) -> int:
-    try:
-        return int(rows(folder / "out.sqlite", "SELECT count(*) FROM rows")[0][0])
-    except sqlite3.OperationalError:  # no such table yet
-        return 0
 
 
 async def run(folder: Path, broker: Broker) -> tuple[Outcome, list[float]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import mqtt5
 import numpy as np
+from bare_link import Wire, feed
 from mqtt5 import ConnectPacket, PublishPacket, QoS, SubscribePacket, TopicFilter
 
 from broker.embedded.connection import Connection
@@ -85,21 +86,6 @@ def _drain(core: Core, now: float) -> None:
             conn.proceed(now)
 
 
-class _Wire:
-    """A transport that goes nowhere."""
-
-    def get_extra_info(self, name: str) -> None:
-        return None
-
-    def set_write_buffer_limits(self, high: int) -> None:
-        return
-
-    def write(self, data: bytes) -> None:
-        return
-
-    pause_reading = resume_reading = close = abort = lambda self: None
-
-
 _loop: asyncio.AbstractEventLoop | None = None
 
 
@@ -119,17 +105,17 @@ async def _session(how: int, data: bytes) -> None:
     link = client._link = client._last = Link(
         client._packets, client._outbox.progress, limit, client._inbox.ways, client._inbox.learn
     )
-    wire: Any = _Wire()
+    wire: Any = Wire()
     link.connection_made(wire)
     tasks: list[asyncio.Task[Any]] = []
     try:
         if how & 1:
-            _feed(link, mqtt5.ConnAckPacket().write())
+            feed(link, mqtt5.ConnAckPacket().write())
             tasks.append(asyncio.create_task(client.subscribe(["a/#"])))
             await asyncio.sleep(0)
         step = (how >> 1) + 1 if how >> 1 < 120 else len(data) + 1
         for at in range(0, len(data), step):
-            _feed(link, data[at : at + step])
+            feed(link, data[at : at + step])
         await asyncio.sleep(0)
         assert len(link._buffer) <= BUFFER + 2 * limit, "the buffer grows without bound"
     finally:
@@ -141,15 +127,6 @@ async def _session(how: int, data: bytes) -> None:
         for timer in client._timers.values():
             timer.cancel()
         link.answered.cancel()
-
-
-def _feed(link: Link, data: bytes) -> None:
-    while data:
-        room = link.get_buffer(-1)
-        size = min(len(room), len(data))
-        room[:size] = data[:size]
-        link.buffer_updated(size)
-        data = data[size:]
 
 
 def message(data: bytes) -> None:

@@ -1,0 +1,378 @@
+"""Lead a federated job: call rounds, make one model of the clients' updates, and tell how it goes.
+
+``{federate: {job: digits, trainer: {mlp: {layers: [64, 32, 10]}}, rounds: 20}}``: the clients are the job's ``train`` nodes,
+wherever they run. What comes out is one row a round, so that the curve is in a database or on a dashboard like any other
+readings. The node is done when the job is over; started again, it goes on with the round that it was at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from nodes import log
+from nodes.choice import Chosen, choice
+from nodes.federated import kinds
+from nodes.federated.options import JobOptions
+from nodes.federated.weights import Shape
+from nodes.operator import Chunk, Context, Draft, Flow, Source
+from nodes.privacy.dp import Privacy
+from schemas.errors import ConfigError, Problem
+from schemas.expressions import Number
+from schemas.units import Duration
+
+if TYPE_CHECKING:
+    from nodes.federated.coordinator import Coordinator
+    from nodes.federated.party import Party
+    from nodes.federated.rounds import Evaluate
+    from nodes.federated.rules import Rules
+    from nodes.strategies._strategy import Strategy
+    from nodes.trainers._trainer import Examples, Trainer
+
+    Strategic = Chosen
+    Compressing = Chosen
+else:
+    Strategic, Compressing = choice("strategy"), choice("compressor")
+
+SECOND = 10**9
+TEXTS = ("job", "status", "why")
+WHOLE = ("round", "version", "clients", "asked", "samples", "refused", "stale", "bytes_up", "bytes_down")
+REAL = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss", "epsilon", "seconds")
+FIELDS = frozenset({*TEXTS, *WHOLE, *REAL})
+"""Columns of a round's row."""
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fitting(_Options):
+    """How each client trains in a round."""
+
+    epochs: int = Field(1, ge=0, le=10_000, description="times through its examples")
+    batch: int = Field(32, ge=1, description="examples of one step")
+    rate: float = Field(0.1, gt=0, description="learning rate")
+    momentum: float = Field(0.0, ge=0, lt=1, description="of stochastic gradient descent")
+
+
+class Clients(_Options):
+    """How many clients there must be."""
+
+    least: int = Field(1, ge=1, description="that must be here before the first round")
+    share: float = Field(1.0, gt=0, le=1, description="of those that are here, are asked in a round")
+    most: int | None = Field(None, ge=1, description="that are asked in one round; no limit if left out")
+    quorum: int = Field(1, ge=1, description="updates without which a round counts for nothing")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Clients:
+        if self.most is not None and self.most < self.quorum:
+            raise ValueError(f"most: {self.most} are asked, and quorum is {self.quorum}")
+        return self
+
+
+class HeldOut(_Options):
+    """Examples that no client has, to evaluate each model on."""
+
+    path: str = Field(description="an .npz file")
+    x: str = Field("images", description="its array of inputs, the first axis counting them")
+    y: str = Field("labels", description="its array of labels: numbers of classes, or numbers to be told")
+    scale: Number = Field(1.0, description="every value is multiplied by this; may be written 1/255")
+
+
+class Limits(_Options):
+    """What an update may be at most; beyond it is refused, and kept to be looked at."""
+
+    norm: float | None = Field(
+        None, gt=0, description="Euclidean norm of the update; a hundred times the model's own if left out"
+    )
+    samples: int = Field(1_000_000, ge=1, description="examples that a client may say it has: the weight of its update")
+
+
+class Buffer(_Options):
+    """Without rounds: the model moves on each time that so many updates are there (FedBuff, Nguyen et al. 2022)."""
+
+    size: int = Field(10, ge=1, description="updates that make a new model")
+    stale: int = Field(20, ge=0, description="models that an update may be behind")
+
+
+def _bare_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _bare_size(value: Any) -> Any:
+    return {"size": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Config(JobOptions):
+    """Options of ``federate``."""
+
+    strategy: Strategic = Field(
+        cast("Any", "fedavg"),
+        validate_default=True,
+        description="how updates become a model, one of the strategies, with its options if need be",
+    )
+    compress: Compressing | None = Field(
+        None, description="how clients make their updates smaller, one of the compressors; not at all if left out"
+    )
+    rounds: int = Field(10, ge=1, le=1_000_000, description="that are to succeed; then the job is over")
+    fit: Fitting = Field(Fitting.model_validate({}), description="how each client trains in a round")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="of the choice of clients, and of the order in which each sees its examples"
+    )
+    clients: Clients = Field(Clients.model_validate({}), description="how many clients there must be")
+    deadline: Duration = Field(60 * SECOND, gt=0, description="for one round; at it, it ends with what is there")
+    grace: Duration = Field(2 * SECOND, description="what is waited for the others once there is a quorum")
+    gather: Duration = Field(
+        0, description="what is waited for more clients before the first round, when the least are here"
+    )
+    wait: Duration = Field(600 * SECOND, gt=0, description="for clients, while no round can begin; then the job ends")
+    retries: int = Field(5, ge=0, description="rounds without success in a row after which the job ends")
+    evaluate: Annotated[HeldOut | None, BeforeValidator(_bare_path, json_schema_input_type=HeldOut | str | None)] = (
+        Field(None, description="examples to evaluate each model on; a path, or a map")
+    )
+    report: bool = Field(False, description="clients evaluate the model that they get on their own examples, and tell")
+    until: dict[str, float] = Field(
+        {}, max_length=1, description="ends the job when a metric is reached, e.g. {accuracy: 0.97} or {loss: 0.1}"
+    )
+    stall: int | None = Field(None, ge=1, description="rounds without a better 'watch' after which the job ends")
+    watch: str = Field("accuracy", description="the metric that 'stall' and 'tolerance' look at")
+    tolerance: float | None = Field(
+        None, ge=0, description="a new model is thrown away if 'watch' is worse than the best by more than this"
+    )
+    time: Duration | None = Field(None, gt=0, description="for the whole job")
+    buffer: Annotated[Buffer | None, BeforeValidator(_bare_size, json_schema_input_type=Buffer | int | None)] = Field(
+        None, description="asynchronous: no rounds, a new model for so many updates; a number, or a map"
+    )
+    limits: Limits = Field(Limits.model_validate({}), description="what an update may be at most")
+    privacy: Privacy | None = Field(None, description="differential privacy of whole clients; none if left out")
+
+    def check(self, context: Context) -> None:
+        super().check(context)
+        with self.strategy.at("strategy"):
+            self.strategy.options.check(context)
+        if self.compress is not None:
+            with self.compress.at("compress"):
+                self.compress.options.check(context)
+        if self.evaluate is not None and not context.path(self.evaluate.path).is_file():
+            where = ("evaluate", "path")
+            raise ConfigError(Problem(where, f"there is no file {context.path(self.evaluate.path)}"))
+
+        if self.privacy is not None and (why := self._not_private()):
+            raise ConfigError(Problem(("privacy",), why, on_key=True))
+
+    def _not_private(self) -> str:
+        """What does not go together with privacy."""
+        if self.buffer is not None:
+            return "its budget counts rounds, and with 'buffer' there are none"
+        if self.report:
+            return "what clients report of their own examples has no noise in it: leave 'report' out"
+        if self.tolerance is not None:
+            return "a model that is thrown away has cost its part of the budget: leave 'tolerance' out"
+        strategy = kinds.strategy(self.strategy)
+        if not strategy.sums or strategy.extras((Shape("w", (1,)),)):
+            return f"{self.strategy.name} has to see each update, and may only have their sum"
+        return ""
+
+    def emits(self, inputs: Sequence[Flow], context: Context) -> dict[str, Flow]:
+        del inputs, context
+        return {"out": Flow("readings/1", FIELDS)}
+
+    def accepts(self) -> frozenset[str]:
+        return frozenset()
+
+    def whole(self) -> str:
+        return "one leads a job"
+
+    def chosen_strategy(self) -> Strategy:
+        """The strategy, within the job's privacy.
+
+        :raises ConfigError: no noise is enough for the budget, or the noise is too small for one round.
+        :raises MissingError: privacy needs a library.
+        """
+        strategy = kinds.strategy(self.strategy)
+        if self.privacy is None:
+            return strategy
+        from nodes.privacy.private import Private
+
+        private = Private(strategy, self.privacy, self.rounds)
+        if private.over():
+            raise ConfigError(f"privacy: one round with a noise of {private.noise:g} costs more than the budget")
+        return private
+
+    def rules(self) -> Rules:
+        """As the coordinator takes them."""
+        from nodes.federated import rules
+
+        clients, buffer = self.clients, self.buffer
+        more: dict[str, Any] = {} if buffer is None else {"stale": buffer.stale}
+        return rules.Rules(
+            job=self.job,
+            rounds=self.rounds,
+            least=clients.least,
+            share=clients.share,
+            most=clients.most,
+            quorum=clients.quorum,
+            deadline=self.deadline / SECOND,
+            grace=self.grace / SECOND,
+            gather=self.gather / SECOND,
+            wait=self.wait / SECOND,
+            retries=self.retries,
+            fit=self.fit.model_dump(),
+            seed=self.seed,
+            compress=None if self.compress is None else self.compress.plain(),
+            evaluate=self.report,
+            buffer=None if buffer is None else buffer.size,
+            target=next(iter(self.until.items()), None),
+            stall=self.stall,
+            watch=self.watch,
+            tolerance=self.tolerance,
+            time=None if self.time is None else self.time / SECOND,
+            limits=rules.Limits(norm=self.limits.norm, samples=1 if self.privacy else self.limits.samples),
+            **more,
+        )
+
+
+def build(config: Config, context: Context) -> Source:
+    """A :class:`FederateSource`."""
+    return FederateSource(config, context)
+
+
+class FederateSource(Source):
+    """Carries the coordinator of a job. Positions are numbers of rows, which are kept with the job."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        self._config = config
+        self._context = context
+        self._party: Party | None = None
+        self._coordinator: Coordinator | None = None
+        self._after = 0
+        self._news = asyncio.Event()
+
+    async def open(self, position: Any) -> str:
+        """:raises BusError: the broker refuses us.
+        :raises MissingError: the trainer's library is not installed.
+        :raises ConfigError: the examples to evaluate on are not such, or do not fit the model.
+        """
+        from nodes.federated.coordinator import Coordinator
+        from nodes.federated.party import Party
+        from nodes.federated.store import Store
+
+        config, context = self._config, self._context
+        self._after = position or 0
+        trainer = kinds.trainer(config.trainer, context)
+        rules = config.rules()
+        self._coordinator = Coordinator(
+            rules,
+            config.chosen_strategy(),
+            trainer.weights(),
+            compressor=kinds.compressor(rules.compress),
+            evaluate=None if config.evaluate is None else _evaluation(config.evaluate, trainer, context),
+        )
+        store = Store(context.state / f"{config.job}.sqlite")
+        self._party = Party(
+            self._coordinator,
+            store,
+            config.connect(context, "federate"),
+            config.root(context),
+            on_rows=self._news.set,
+            node=context.node,
+            job=config.job,
+        )
+        await self._party.open()
+        return store.stream
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        party = self._party
+        if party is None:
+            return
+        leading = asyncio.create_task(party.run(), name="federate")
+        leading.add_done_callback(lambda _: self._news.set())
+        try:
+            while True:
+                self._news.clear()
+                ended = leading.done()
+                for number, row in party.store.rows(self._after):
+                    self._after = number
+                    self._tell(row)
+                    yield Chunk([self._draft(row)], number)
+                if ended and not party.store.rows(self._after, 1):
+                    break
+                if not ended:
+                    await self._news.wait()
+            leading.result()
+            why = "" if self._coordinator is None else self._coordinator.outcome
+            log.info("the job is over", node=self._context.node, job=self._config.job, why=why)
+        finally:
+            leading.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await leading
+
+    def _draft(self, row: dict[str, Any]) -> Draft:
+        """A round's row as readings."""
+        import numpy as np
+
+        from schemas.messages import Column, Readings
+
+        columns: dict[str, Column] = {"job": [self._config.job]}
+        columns |= {name: [str(row.get(name) or "")] for name in TEXTS[1:]}
+        columns |= {name: np.array([row.get(name, 0)], np.int64) for name in WHOLE}
+        columns |= {name: np.array([row.get(name, math.nan)], np.float64) for name in REAL}
+        return Draft(self._config.job, int(row["time"]), Readings(n=1, columns=columns), str(row["round"]))
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        told = {name: round(row[name], 4) for name in ("accuracy", "loss") if row.get(name, math.nan) == row.get(name)}
+        if row["status"] != "committed":
+            told["why"] = row["why"]
+        said = log.info if row["status"] == "committed" else log.warning
+        clients, seconds = row["clients"], round(row["seconds"], 3)
+        said(
+            "round",
+            node=self._context.node,
+            round=row["round"],
+            status=row["status"],
+            clients=clients,
+            seconds=seconds,
+            **told,
+        )
+
+    async def close(self) -> None:
+        if self._party is not None:
+            await self._party.close()
+            self._party = None
+
+
+def _evaluation(held: HeldOut, trainer: Trainer, context: Context) -> Evaluate:
+    """Evaluates a model on examples of a file."""
+    examples = _held_out(held, context)
+    trainer.evaluate(examples)  # the first model, to find out now whether it takes them
+
+    def evaluate(weights: Any) -> dict[str, float]:
+        trainer.load(weights)
+        return trainer.evaluate(examples)
+
+    return evaluate
+
+
+def _held_out(held: HeldOut, context: Context) -> Examples:
+    """:raises ConfigError: the file cannot be read, or has not these arrays."""
+    import numpy as np
+
+    from nodes.trainers._trainer import Examples
+
+    path = context.path(held.path)
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            missing = [name for name in (held.x, held.y) if name not in loaded.files]
+            if missing:
+                raise ConfigError(f"evaluate: {path.name} has no array {missing[0]!r}, but {', '.join(loaded.files)}")
+            x, y = loaded[held.x].astype(np.float32), loaded[held.y]
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"evaluate: cannot read {path}: {error}") from None
+    if len(x) != len(y) or not len(x):
+        raise ConfigError(f"evaluate: {path.name} has {len(x)} inputs and {len(y)} labels")
+    return Examples(x * np.float32(held.scale), y.astype(np.float32 if y.dtype.kind == "f" else np.int64))

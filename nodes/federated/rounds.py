@@ -1,0 +1,183 @@
+"""One round as the coordinator keeps it, when it ends, and how its updates become a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nodes.compressors._compressor import Compressor
+from nodes.federated.intake import Taken, client_update
+from nodes.federated.rules import SECOND, Rules, ns
+from nodes.federated.weights import Shape, Weights, digest, fit
+from nodes.federated.wire import pack_model
+from nodes.strategies._strategy import Strategy
+
+COLLECTING, AGGREGATING = "collecting", "aggregating"
+
+Evaluate = Callable[[Weights], Mapping[str, float]]
+"""Metrics of a model on held-out examples."""
+
+
+@dataclass(slots=True)
+class Round:
+    """A round that is under way.
+
+    :param number: never used again, whatever becomes of it.
+    :param base: digest of the model that it begins with.
+    :param size: places: clients that it would like to have.
+    :param asked: clients that it asked, those that took another's place at the end; empty when asynchronous.
+    :param waiting: those of them that may still answer.
+    :param refused: client → reason.
+    :param stale: updates that came too late, while it was open.
+    :param counted: (client, round) of the updates that are being added up.
+    :param enough: when there was a quorum, ns; None: not yet.
+    """
+
+    number: int
+    base: str
+    began: int
+    deadline: int
+    size: int
+    asked: list[str]
+    phase: str = COLLECTING
+    waiting: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
+    stale: int = 0
+    counted: list[tuple[str, int]] = field(default_factory=list)
+    enough: int | None = None
+
+    def kept(self) -> dict[str, Any]:
+        """What of it is committed."""
+        return {
+            "number": self.number,
+            "base": self.base,
+            "began": self.began,
+            "deadline": self.deadline,
+            "size": self.size,
+            "asked": self.asked,
+            "phase": self.phase,
+            "counted": [list(pair) for pair in self.counted],
+        }
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> Round:
+        """From :meth:`kept`."""
+        counted = [(client, number) for client, number in kept["counted"]]
+        rest = {name: value for name, value in kept.items() if name not in {"counted", "asked"}}
+        return cls(**rest, asked=list(kept["asked"]), counted=counted)
+
+    def verdict(self, taken: int, quorum: int, rules: Rules, here: int, now: int) -> str:
+        """``wait``, ``close`` or ``abort``.
+
+        :param taken: updates that there are.
+        :param quorum: that of the rules, or what the strategy needs.
+        :param here: clients that may be asked (asynchronous: more updates than that will not come).
+        """
+        late = now >= self.deadline
+        if rules.buffer is not None:
+            enough = max(min(rules.buffer, here), quorum)
+            if taken >= enough or (late and taken >= quorum):
+                return "close"
+            return "abort" if late else "wait"
+        if taken < quorum:
+            return "abort" if late else "wait"
+        if self.enough is None:
+            self.enough = now
+        done = late or not self.waiting or now >= self.enough + ns(rules.grace)
+        return "close" if done else "wait"
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What aggregating gave.
+
+    :param data: the bytes of the model and what is shared with it.
+    :param state: the strategy's snapshot; ``task`` is what it asks of the clients from now on.
+    :param over: why the strategy makes no further round; empty: it does.
+    """
+
+    weights: Weights
+    shared: Weights
+    digest: str
+    data: bytes
+    state: Any
+    task: dict[str, Any]
+    metrics: dict[str, float]
+    over: str = ""
+
+
+def merge(
+    strategy: Strategy,
+    model: Weights,
+    taken: Sequence[tuple[Taken, int]],
+    wanted: tuple[Shape, ...],
+    compressor: Compressor | None,
+    evaluate: Evaluate | None,
+    places: int = 0,
+) -> Merged:
+    """The next model; the same bytes from the same updates.
+
+    :param taken: the updates with their staleness, at least one, in client order.
+    :param places: how many clients were asked.
+    :raises UnfitError: what came out is no model.
+    """
+    updates = [client_update(update, compressor, wanted, staleness) for update, staleness in taken]
+    strategy.places = places
+    new = strategy.aggregate(model, updates)
+    fit(new, wanted)
+    shared = strategy.shared()
+    metrics = {} if evaluate is None else {name: float(value) for name, value in evaluate(new).items()}
+    metrics |= strategy.told()
+    state, task = strategy.snapshot(), strategy.task()
+    return Merged(new, shared, digest(new), pack_model(new, shared), state, task, metrics, strategy.over())
+
+
+def means(taken: Sequence[Taken]) -> dict[str, float]:
+    """The clients' metrics, weighted by samples: ``local_`` before those of the model that they received, on their own data."""
+    out: dict[str, float] = {}
+    for name in ("accuracy", "loss", "train_loss", "steps"):  # others would make columns of whatever somebody sends
+        if not (having := [update for update in taken if name in update.metrics]):
+            continue
+        total = math.fsum(update.samples * update.metrics[name] for update in having)
+        out[name if name in {"train_loss", "steps"} else f"local_{name}"] = total / sum(
+            update.samples for update in having
+        )
+    return out
+
+
+METRICS = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss", "epsilon")
+"""Columns that every row has, NaN where a round has none."""
+
+
+def row(
+    held: Round,
+    status: str,
+    why: str,
+    version: int,
+    metrics: Mapping[str, float],
+    used: Sequence[Taken],
+    here: int,
+    now: int,
+) -> dict[str, Any]:
+    """What a round was, for people and curves.
+
+    :param status: ``committed``, ``aborted`` or ``rejected``.
+    :param used: the updates in it.
+    :param here: clients that are asked when all are.
+    """
+    return {
+        "round": held.number,
+        "status": status,
+        "why": why,
+        "version": version,
+        **dict.fromkeys(METRICS, math.nan),
+        **metrics,
+        "clients": len(used),
+        "asked": len(held.asked) or here,
+        "samples": sum(update.samples for update in used),
+        "refused": len(held.refused),
+        "stale": held.stale,
+        "seconds": (now - held.began) / SECOND,
+    }

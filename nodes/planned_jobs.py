@@ -1,0 +1,51 @@
+"""What must agree among the nodes of one federated job, where a topology has several of them.
+
+The other side of a job may be in another topology's file: only what is here is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from nodes.options import Options
+from schemas.errors import Problem
+from schemas.topology import Topology
+
+if TYPE_CHECKING:
+    from nodes.federated.options import JobOptions
+
+
+def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Problem]:
+    """Different models in one job, two that lead it, two clients of one name."""
+    jobs: dict[str, list[tuple[str, str, JobOptions]]] = {}
+    for name, node in topology.nodes.items():
+        if node.kind in {"train", "federate"} and name in configs:
+            config: JobOptions = configs[name]  # type: ignore[assignment] # what these two kinds have
+            jobs.setdefault(config.job, []).append((name, node.kind, config))
+    for job, members in jobs.items():
+        members.sort(key=lambda member: member[1] != "federate")  # the one that leads says what is right
+        first = members[0]
+        leads = [name for name, kind, _ in members if kind == "federate"]
+        for name in leads[1:]:
+            yield Problem(("nodes", name, "federate", "job"), f"{leads[0]!r} leads the job {job!r} already")
+        clients: dict[str, str] = {}
+        for name, kind, config in members:
+            if config.trainer.plain() != first[2].trainer.plain():
+                said = f"not the trainer of {first[0]!r}, which has the same job: {_differ(first[2], config)}"
+                yield Problem(("nodes", name, kind, "trainer"), said)
+            if kind == "train":
+                client = getattr(config, "client", None) or name
+                if client in clients:
+                    where = ("nodes", name, kind, "client" if getattr(config, "client", None) else "job")
+                    yield Problem(where, f"{clients[client]!r} is the client {client!r} of the job {job!r} already")
+                clients.setdefault(client, name)
+
+
+def _differ(one: JobOptions, other: JobOptions) -> str:
+    """The first thing in which two trainers differ."""
+    if one.trainer.name != other.trainer.name:
+        return f"{one.trainer.name} there, {other.trainer.name} here"
+    there, here = one.trainer.plain()[one.trainer.name], other.trainer.plain()[other.trainer.name]
+    key = next(key for key in there if there[key] != here.get(key))
+    return f"{key} is {there[key]} there, {here.get(key)} here"

@@ -1,0 +1,304 @@
+"""Learn from labelled messages where they arise: one client of a federated job. The data stay here; what goes out is the update.
+
+``{train: {job: digits, trainer: {mlp: {layers: [64, 32, 10]}}, label: label}}``: what comes in is kept in a store of examples
+on this node's disk, within a budget. When the job's ``federate`` node, anywhere, calls a round, the model that it sends is
+trained on them. The node is done when its inputs have ended and the job is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from nodes import log
+from nodes.federated.options import JobOptions, level
+from nodes.federated.permission import EVERY, When
+from nodes.operator import Context, Flow, Sink
+from schemas.errors import ConfigError, Problem, RejectedError, did_you_mean
+from schemas.expressions import Number
+from schemas.messages import Message
+from schemas.units import Size
+
+if TYPE_CHECKING:
+    from nodes.federated.client import Client
+    from nodes.federated.examples import Example, ExampleStore
+    from nodes.federated.labelled import Labelled
+    from nodes.federated.party import Party
+    from nodes.trainers._trainer import Trainer
+
+TYPES = frozenset({"frame/1", "tensors/1", "readings/1"})
+TOLD_EVERY = 2.0
+"""Seconds after which the client is told again that there are other examples."""
+
+
+class Config(JobOptions):
+    """Options of ``train``."""
+
+    client: str | None = Field(
+        None, description="name in the job; it and the examples belong together. The node's name if left out"
+    )
+    label: str = Field(
+        "label", min_length=1, description="attribute of a frame or tensors, or column of readings, that is learned"
+    )
+    classes: list[str] | str | None = Field(
+        None, description="names of the classes, or a file with one a line; if left out, labels are their numbers"
+    )
+    target: Literal["class", "number"] = Field("class", description="what the label is; number: a regression")
+    fields: list[str] | None = Field(
+        None, min_length=1, description="columns of readings that are the input, in this order"
+    )
+    tensor: str | None = Field(None, description="which tensor is the input, where a message has several")
+    scale: Number = Field(1.0, description="every value is multiplied by this; may be written 1/255")
+    unlabelled: Literal["reject", "skip"] = Field(
+        "reject", description="what becomes of messages and rows without a label. reject: dead letters; skip: left out"
+    )
+    keep: int = Field(5000, ge=1, le=10_000_000, description="most examples that are kept")
+    size: Size = Field(64 * 10**6, ge=1024, description="most bytes of examples that are kept")
+    policy: Literal["latest", "reservoir", "balanced"] = Field(
+        "latest",
+        description="which are kept when there are more. latest: the newest; reservoir: a uniform sample of all that came;"
+        " balanced: likewise, of each class about as many",
+    )
+    least: int = Field(1, ge=1, description="examples that must be there before it takes part")
+    when: When = Field(When.model_validate({}), description="conditions under which it may train; always, if left out")
+
+    @field_validator("client")
+    @classmethod
+    def _named(cls, name: str | None) -> str | None:
+        return None if name is None else level(name)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.target == "number" and self.policy == "balanced":
+            raise ValueError("policy: labels that are numbers have no classes to balance")
+        if self.target == "number" and self.classes is not None:
+            raise ValueError("classes: labels that are numbers have none")
+        return self
+
+    def check(self, context: Context) -> None:
+        super().check(context)
+        names = self.names(context)
+        if names is not None and len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(Problem(("classes",), f"the class {twice!r} is there twice"))
+        if self.fields is not None and self.label in self.fields:
+            raise ConfigError(Problem(("fields",), f"{self.label!r} is the label, so it cannot be part of the input"))
+
+    def names(self, context: Context) -> list[str] | None:
+        """The classes' names.
+
+        :raises ConfigError: their file cannot be read.
+        """
+        if not isinstance(self.classes, str):
+            return self.classes
+        path = context.path(self.classes)
+        try:
+            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(Problem(("classes",), f"cannot read {path}: {error}")) from None
+
+    def accepts(self) -> frozenset[str]:
+        return TYPES
+
+    def emits(self, inputs: Sequence[Flow], context: Context) -> dict[str, Flow]:
+        del context
+        for flow in inputs:
+            if flow.type != "readings/1":
+                continue
+            if self.fields is None:
+                raise ConfigError("say in 'fields' which columns of the readings are the input")
+            for key, names in (("fields", self.fields), ("label", [self.label])):
+                missing = [name for name in names if flow.fields is not None and name not in flow.fields]
+                if missing and flow.fields is not None:
+                    hint = did_you_mean(missing[0], flow.fields)
+                    raise ConfigError(Problem((key,), f"the readings have no column {missing[0]!r}{hint}"))
+        return {}
+
+    def whole(self) -> str:
+        return "each would be a client of the same name, with a part of its examples"
+
+
+def build(config: Config, context: Context) -> Sink:
+    """A :class:`TrainSink`."""
+    return TrainSink(config, context)
+
+
+class TrainSink(Sink):
+    """Keeps examples, and carries the client of the job beside."""
+
+    max_batch = 256
+    linger = 0.05
+
+    def __init__(self, config: Config, context: Context) -> None:
+        self._config = config
+        self._context = context
+        self._store: ExampleStore | None = None
+        self._party: Party | None = None
+        self._client: Client | None = None
+        self._trainer: Trainer | None = None
+        self._forms: set[tuple[str, tuple[int, ...]]] = set()
+        self._outputs: int | None = None
+        self._told = 0.0
+        self._over = asyncio.Event()
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """:raises BusError: the broker refuses us.
+        :raises MissingError: the trainer's library is not installed.
+        """
+        from nodes.federated import kinds
+        from nodes.federated.client import Client
+        from nodes.federated.examples import ExampleStore
+        from nodes.federated.party import Party
+        from nodes.federated.store import Store
+
+        config, context = self._config, self._context
+        name = config.client or context.node
+        self._trainer = kinds.trainer(config.trainer, context)
+        self._labelled = self._reading()
+        store = self._store = ExampleStore(
+            context.state / "examples.sqlite",
+            keep=config.keep,
+            size=config.size,
+            policy=config.policy,
+            numbers=config.target == "number",
+            factor=float(config.scale),
+        )
+        self._client = Client(
+            config.job, name, self._trainer, store.to_learn, self._count, compressors=kinds.compressor
+        )
+        self._party = Party(
+            self._client,
+            Store(context.state / f"{config.job}.sqlite"),
+            config.connect(context, "train"),
+            config.root(context),
+            node=context.node,
+            job=config.job,
+        )
+        await self._party.open()
+
+    def _reading(self) -> Labelled:
+        from nodes.federated.labelled import Labelled
+
+        config = self._config
+        names = config.names(self._context)
+        return Labelled(
+            label=config.label,
+            fields=config.fields or (),
+            tensor=config.tensor,
+            classes=None if names is None else {name: number for number, name in enumerate(names)},
+            numbers=config.target == "number",
+            skip=config.unlabelled == "skip",
+        )
+
+    def _count(self) -> int:
+        count = 0 if self._store is None else self._store.learnable
+        return count if count >= self._config.least else 0
+
+    async def beside(self) -> None:
+        """The client's part of the job."""
+        if self._party is None or self._client is None:
+            return
+        asking = asyncio.create_task(self._ask_permission(self._party, self._client))
+        try:
+            await self._party.run()
+        finally:
+            asking.cancel()
+        log.info("the job is over", node=self._context.node, job=self._config.job, why=self._client.outcome)
+        self._over.set()
+
+    async def _ask_permission(self, party: Party, client: Client) -> None:
+        """Look again and again whether it may train."""
+        when, before = self._config.when, ""
+        while when.model_fields_set:
+            now = datetime.now()  # noqa: DTZ005 - hours are those of the wall clock
+            if (why := when.why_not(now, self._context.path)) != before:
+                before = why
+                log.info("training waits" if why else "training may go on", node=self._context.node, reason=why)
+                party.tell(partial(client.permit, why))
+            await asyncio.sleep(EVERY)
+
+    async def finish(self) -> None:
+        self._tell(now=True)
+        await self._over.wait()
+
+    async def close(self) -> None:
+        if self._party is not None:
+            await self._party.close()
+        if self._store is not None:
+            self._store.close()
+
+    # -- examples ------------------------------------------------------------------------------------------------
+
+    async def write(self, messages: Sequence[Message]) -> None:
+        store = self._store
+        if store is None:
+            raise RuntimeError("the sink is not open")
+        examples: list[Example] = []
+        rejected: list[tuple[int, str]] = []
+        for i, message in enumerate(messages):
+            try:
+                found = self._labelled.read(message)
+                for example in found:
+                    await self._fit(example)
+            except ValueError as error:
+                rejected.append((i, str(error)))
+            else:
+                examples += found
+        before = store.learnable
+        await asyncio.to_thread(store.add, examples)
+        self._tell(now=before < self._config.least)
+        if rejected:
+            raise RejectedError(rejected)
+
+    async def _fit(self, example: Example) -> None:
+        """Look whether the model takes such an example: by asking it, once for each form.
+
+        :raises ValueError: it does not.
+        """
+        form = (example.x.dtype.str, example.x.shape)
+        known = self._store.form if self._store is not None else None
+        if known is not None and form != known:
+            raise ValueError(f"{_said(form)}; the examples before are {_said(known)}")
+        if form not in self._forms:
+            if self._forms:
+                raise ValueError(f"{_said(form)}; the examples before are {_said(next(iter(self._forms)))}")
+            self._outputs = await self._ask_model(example, form)
+            self._forms.add(form)
+        if self._config.target == "class" and self._outputs is not None and example.y >= self._outputs:
+            raise ValueError(f"the class {example.y}; the model knows 0 to {self._outputs - 1}")
+
+    async def _ask_model(self, example: Example, form: tuple[str, tuple[int, ...]]) -> int | None:
+        """How many answers it has."""
+        import numpy as np
+
+        party, trainer = self._party, self._trainer
+        if party is None or trainer is None:
+            raise RuntimeError("the sink is not open")
+        x = example.x[None].astype(np.float32) * np.float32(self._config.scale)
+        try:
+            answers = await party.apart(lambda: trainer.predict(x))
+        except Exception as error:  # noqa: BLE001 - any library's own error says that it does not fit
+            raise ValueError(f"the model does not take {_said(form)}: {error}") from None
+        return int(answers.shape[1]) if answers.ndim == 2 else None
+
+    def _tell(self, *, now: bool) -> None:
+        """Tell the client that there are other examples, at once or now and then."""
+        if self._party is None or self._client is None:
+            return
+        if now or time.monotonic() - self._told >= TOLD_EVERY:
+            self._told = time.monotonic()
+            self._party.tell(self._client.fed)
+
+
+def _said(form: tuple[str, tuple[int, ...]]) -> str:
+    import numpy as np
+
+    return f"{np.dtype(form[0])} {list(form[1])}"
