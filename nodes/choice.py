@@ -114,6 +114,10 @@ def _invalid(family: str, errors: list[InitErrorDetails]) -> ValidationError:
     return ValidationError.from_exception_data(family, errors)
 
 
+_within: set[str] = set()
+"""Families whose schema is being made."""
+
+
 class _Schema:
     """JSON Schema of a choice: a name, or one of the kinds with its options."""
 
@@ -123,6 +127,16 @@ class _Schema:
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         del core
         alternatives: list[JsonSchemaValue] = [{"enum": list(kinds.names(self._family))}]
+        if self._family in _within:  # a trainer that has a trainer: its schema would have no end
+            return {"anyOf": [*alternatives, {"type": "object", "minProperties": 1, "maxProperties": 1}]}
+        _within.add(self._family)
+        try:
+            return {"anyOf": [*alternatives, *self._kinds(handler)]}
+        finally:
+            _within.discard(self._family)
+
+    def _kinds(self, handler: GetJsonSchemaHandler) -> list[JsonSchemaValue]:
+        alternatives: list[JsonSchemaValue] = []
         for name in kinds.names(self._family):
             options = cast("type[Options]", kinds.module(self._family, name).Config)
             full = handler.resolve_ref_schema(handler(options.__pydantic_core_schema__))
@@ -135,7 +149,7 @@ class _Schema:
                     "additionalProperties": False,
                 }
             )
-        return {"anyOf": alternatives}
+        return alternatives
 
 
 def choice(family: str) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nodes.privacy import fixed_point, secure_terms, shares
 from nodes.privacy.keys import Pair, Signer
@@ -639,6 +642,27 @@ def _through(points: dict[int, int], at: int) -> int:
     return total % shares.PRIME
 
 
+@settings(deadline=None, derandomize=True, max_examples=600)
+@given(data=st.data())
+def test_garbage_is_refused_by_both_sides(data: st.DataObject) -> None:
+    """Messages that were cut or changed somewhere: nothing but our own error comes of them."""
+    made, messages = _SPOILT
+    client = made.client(made.names[0], kept=made.clients[made.names[0]].snapshot())
+    fresh = made.client(made.names[0], coordinator=None)
+    server = Server(made.terms, signer=made.signer, kept=made.server.snapshot())
+    payload = bytearray(data.draw(st.sampled_from(messages)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    wrong = bytes(payload[: data.draw(st.integers(0, len(payload)))]) if data.draw(st.booleans()) else bytes(payload)
+    values = made.values[made.names[0]]
+    for act in (
+        fresh.share, client.share, lambda p: client.mask(p, values, 5), client.reveal, client.agree,
+        server.key, server.share, server.agree, server.reveal,
+    ):  # fmt: skip
+        with suppress(SecureSumError):
+            act(wrong)
+
+
 class TestShares:
     """Shamir's shares."""
 
@@ -721,4 +745,11 @@ def test_masks_are_the_same_everywhere() -> None:
     assert not out.any()
 
 
+def _spoilt() -> tuple[Round, list[bytes]]:
+    made = Round(4, size=3, agreed=True, threshold=0.5)
+    made.run()
+    return made, [payload for payload in made.seen if len(payload) > 20]
+
+
+_SPOILT = _spoilt()
 PINNED = ([2066370896, 226241180, 1350616112], "76a8b785628a2dec", "587481ad9a6d2b2f")

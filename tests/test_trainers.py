@@ -393,6 +393,33 @@ class TestTorch:
         with pytest.raises(MissingError, match="PyTorch"):
             trainer("torch", folder, path="net.py", function="network")
 
+    def test_soft_labels_are_learned_as_the_plain_network_learns_them(self, folder: Path) -> None:
+        made = opened("torch", folder)
+        plain = Mlp([64, 32, 10])
+        plain.load(_as_mlp(made.weights()))
+        soft = np.random.default_rng(0).dirichlet(np.ones(10), 64).astype(np.float32)
+        for each in (made, plain):
+            each.fit(Examples(drawn(64).x, soft), Fit(epochs=2))
+            with pytest.raises(ConfigError, match="no probabilities"):
+                each.fit(Examples(drawn(64).x, soft * 2), Fit())
+        np.testing.assert_allclose(_as_mlp(made.weights())["w1"], plain.weights()["w1"], atol=3e-6)
+
+    def test_examples_are_given_in_the_shape_that_is_told(self, folder: Path) -> None:
+        needs("torch")
+        conv = {"in_channels": 1, "out_channels": 10, "kernel_size": 8}
+        made = trainer("torch", folder, call="torch.nn:Conv2d", options=conv, shape=[1, 8, 8])
+        assert made.takes() == (1, 8, 8)
+        assert made.predict(drawn(3).x).shape == (3, 10)
+        with pytest.raises(ConfigError, match="the model takes 64"):
+            made.predict(drawn(3).x[:, :5])
+
+
+@EVERY
+def test_what_it_takes_is_what_it_predicts_on(which: str, folder: Path) -> None:
+    made = opened(which, folder)
+    assert made.takes() == (None if which == "torch" else (64,))
+    assert made.predict(np.zeros((2, 64), np.float32)).shape == (2, 10)
+
 
 class TestSklearn:
     """What is this trainer's own."""

@@ -149,7 +149,7 @@ class Client:
 
         :param values: [terms.size], real; clipped to ±terms.clip (``clipped`` then says how many were).
         :param samples: their weight.
-        :returns: uint32 [terms.size + 1].
+        :returns: uint32 [terms.size + 1]; the same for the same values, so either the answer or the values are to be kept.
         :raises SecureSumError: a box that is not for us, too few of them, or other values than before.
         """
         inbox = hear(payload, Inbox, self._coordinator)

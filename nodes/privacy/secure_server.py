@@ -49,6 +49,9 @@ class _ServerState(msgspec.Struct):
 class Server:
     """The coordinator's side of one sum. A repeated message changes nothing; another one in its place is refused.
 
+    ``key``, ``share``, ``agree`` and ``reveal`` answer whose message it was: who carries them compares that with the topic on
+    which it came, as only keys and agreements are signed.
+
     :param signer: the coordinator's key; None: nothing is signed.
     :param devices: public keys of the devices that may take part; None: anybody may.
     :param kept: a :meth:`snapshot`.

@@ -33,6 +33,7 @@ class Terms(msgspec.Struct, frozen=True):
     """What holds for one sum; all keys of it are bound to them.
 
     :param size: numbers of one client.
+    :param attempt: grows when a round is run again; what a client kept of the one before is then of other terms.
     :param clients: most clients; with ``clip`` and ``most`` see :class:`~nodes.privacy.fixed_point.FixedPoint`.
     :param least: fewest clients whose sum may be known.
     :param threshold: a secret is given back by more than this part of those who hold its shares; [0.5, 1).
@@ -52,6 +53,7 @@ class Terms(msgspec.Struct, frozen=True):
     threshold: float = 2 / 3
     degree: int = 0
     agreed: bool = False
+    attempt: int = 0
 
     def check(self) -> None:
         """Whether these terms keep anything secret.
@@ -182,7 +184,7 @@ def unpack(payload: bytes, form: type[T]) -> T:
     """
     try:
         return msgspec.msgpack.decode(payload, type=form)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SecureSumError("garbled", f"no {form.__name__.lower()} of a secure sum: {error}") from error
 
 

@@ -218,6 +218,10 @@ class LiteRT(Trainer):
         form = tuple(map(int, self._runners["train"].get_input_details()["y"]["shape"][1:]))
         return x, _data.numbers(examples.y, int(np.prod(form, dtype=int))).reshape(len(x), *form).astype(self._y)
 
+    def takes(self) -> tuple[int, ...]:
+        """As the signatures say."""
+        return self._x
+
     def predict(self, x: Array) -> Array:
         """The output of ``infer``."""
         table = _data.table(x, int(np.prod(self._x, dtype=int))).reshape(len(x), *self._x)

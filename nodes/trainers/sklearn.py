@@ -154,6 +154,10 @@ class Sklearn(Trainer):
             return Fitted(plan.epochs * -(-n // plan.batch), float(self._model.loss_))
         return Fitted(plan.epochs * n, self.evaluate(examples)["loss"])
 
+    def takes(self) -> tuple[int, ...]:
+        """A row of numbers."""
+        return (self._config.inputs,)
+
     def predict(self, x: Array) -> Array:
         """Probabilities."""
         table = _data.table(x, self._config.inputs)

@@ -9,6 +9,7 @@ Install PyTorch itself, in the build that suits the machine: ``pip install torch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -41,6 +42,12 @@ class Config(Options):
     loss: Literal["cross-entropy", "mse"] = Field(
         "cross-entropy",
         description="cross-entropy: a classifier that gives logits; mse: a regression, mean squared error.",
+    )
+    shape: list[int] | None = Field(
+        None,
+        description="Shape of one example, which is given to the module so: [1, 8, 8]. Left out: as it comes; then infer cannot "
+        "serve the module.",
+        min_length=1,
     )
     seed: int = Field(0, description="Of the initial weights; both sides of a job must have the same.", ge=0)
     threads: int = Field(
@@ -156,7 +163,7 @@ class Torch(Trainer):
         torch = self._torch
         correction = _data.checked(plan, self.shapes)
         _data.alike(examples)
-        x = torch.from_numpy(np.ascontiguousarray(examples.x, np.float32))
+        x = torch.from_numpy(self._shaped(examples.x))
         y = torch.from_numpy(self._labels(examples.y))
         named = dict(self._module.named_parameters())
         start = {name: value.detach().clone() for name, value in named.items()} if plan.proximal else {}
@@ -166,23 +173,29 @@ class Torch(Trainer):
         steps, losses = 0, list[float]()
         with self._seeded(plan.seed), self._blaming():
             for epoch, order in enumerate(_data.orders(plan, len(examples)), 1):
-                for rows in torch.from_numpy(order).split(plan.batch):
+                rows = torch.from_numpy(order)
+                for part, right in zip(x[rows].split(plan.batch), y[rows].split(plan.batch), strict=True):
                     self._optimiser.zero_grad()
-                    loss = self._measure(self._module(x[rows]), y[rows])
+                    loss = self._measure(self._module(part), right)
                     loss.backward()
-                    with torch.no_grad():
-                        for name, value in named.items():
-                            if value.grad is None:
-                                continue
-                            if start:
-                                value.grad.add_(value - start[name], alpha=plan.proximal)
-                            if name in added:
-                                value.grad.add_(added[name])
+                    if start or added:
+                        self._add(named, plan.proximal, start, added)
                     self._optimiser.step()
                     steps += 1
                     if epoch == plan.epochs:
                         losses.append(float(loss.detach()))
         return Fitted(steps, float(np.mean(losses)) if losses else float("nan"))
+
+    def _add(self, named: dict[str, Any], proximal: float, start: dict[str, Any], added: dict[str, Any]) -> None:
+        """The proximal term and the correction, to the gradients."""
+        with self._torch.no_grad():
+            for name, value in named.items():
+                if value.grad is None:
+                    continue
+                if start:
+                    value.grad.add_(value - start[name], alpha=proximal)
+                if name in added:
+                    value.grad.add_(added[name])
 
     def _prepare(self, plan: Fit, named: dict[str, Any]) -> None:
         if self._optimiser is None or not plan.momentum:
@@ -190,11 +203,18 @@ class Torch(Trainer):
         for group in self._optimiser.param_groups:
             group.update(lr=plan.rate, momentum=plan.momentum)
 
+    def _shaped(self, x: Array) -> Array:
+        if self._config.shape is None:
+            return np.ascontiguousarray(x, np.float32)
+        return _data.table(x, math.prod(self._config.shape)).reshape(len(x), *self._config.shape)
+
     def _labels(self, y: Array) -> Array:
         if self._config.loss == "mse":
             if y.dtype.kind != "f":
                 raise ConfigError(f"targets of {y.dtype.name}; a regression learns from real numbers")
             return np.ascontiguousarray(y, np.float32)
+        if y.ndim == 2:
+            return _data.wanted(y, y.shape[1])
         return _data.classes(y, 2**31)  # how many classes there are, only the module knows
 
     def _measure(self, answers: Any, y: Any) -> Any:
@@ -212,12 +232,16 @@ class Torch(Trainer):
         except Exception as error:
             raise RunError(f"{where(error, self._file)}: {explain(error)}") from error
 
+    def takes(self) -> tuple[int, ...] | None:
+        """What the option ``shape`` says."""
+        return None if self._config.shape is None else tuple(self._config.shape)
+
     def predict(self, x: Array) -> Array:
         """The module's output; through softmax, of a classifier."""
         torch = self._torch
         self._module.eval()
         with torch.no_grad(), self._blaming():
-            parts = torch.from_numpy(np.ascontiguousarray(x, np.float32)).split(1024)
+            parts = torch.from_numpy(self._shaped(x)).split(1024)
             answers = torch.cat([self._module(part) for part in parts])
             if self._config.loss == "cross-entropy":
                 answers = torch.softmax(answers, dim=1)
