@@ -273,7 +273,7 @@ class FederateSource(Source):
             compressor=kinds.compressor(rules.compress),
             evaluate=None if config.evaluate is None else _evaluation(config.evaluate, trainer, context),
         )
-        store = Store(context.state / f"{config.job}.sqlite")
+        store = Store(context.state / f"{config.job}.sqlite", synced=("model",))
         self._party = Party(
             self._coordinator,
             store,

@@ -17,18 +17,22 @@ from federated_kit import (
     Federation,
     Plan,
     Poison,
+    accuracy,
     alike,
     labels_turned,
     noise,
     perceptron,
     scaled,
+    train,
     two_classes,
 )
 
 from nodes import kinds
 from nodes.compressors._compressor import Compressor
-from nodes.federated.weights import Weights
-from nodes.strategies._strategy import Strategy
+from nodes.federated.weights import Weights, minus
+from nodes.privacy.accountant import noise_for
+from nodes.privacy.dp import Chance, central, local
+from nodes.strategies._strategy import ClientUpdate, Strategy, mean
 from schemas.codec import encode
 from schemas.messages import Message, Update
 
@@ -158,7 +162,39 @@ def sizes() -> Iterator[Sequence[str]]:
         yield written(name, options) if name else "none", f"{size:,.0f}", f"1/{plain / size:.1f}", *reached
 
 
-TABLES = {"strategies": strategies, "robust": robust, "bytes": sizes}
+# -- privacy --------------------------------------------------------------------------------------------------------
+
+EPSILONS = (None, 8.0, 3.0, 1.0)
+PRIVATE_PLAN, PRIVATE_ROUNDS, DELTA = Plan(rate=2.0), 40, 1e-5
+
+
+def private_run(clients: int, where: str, epsilon: float | None) -> float:
+    """Accuracy after all rounds, each with all clients; without an epsilon only clipped."""
+    parts, model, chance = alike(clients), perceptron(64, 10, seed=1), Chance(1)
+    noise = noise_for(epsilon, DELTA, PRIVATE_ROUNDS, local=where == "local") if epsilon else 0.0
+    made, own = strategy("fedavg"), noise if where == "local" else 0.0
+    for number in range(PRIVATE_ROUNDS):
+        updates = []
+        for i, part in enumerate(parts):
+            delta = minus(train(model, part, PRIVATE_PLAN, 1000 * number + i)[0], model)
+            if own:
+                delta = local(delta, clip=1.0, noise=own, chance=chance)
+            updates.append(ClientUpdate(f"c{i:03}", delta, len(part.y)))
+        if own:  # clipped by their senders, and longer than that by the noise
+            shared = ClientUpdate("all", mean(updates, [1.0] * clients), clients)
+        else:
+            shared = central(updates, clip=1.0, noise=noise, expected=clients, chance=chance)
+        model = made.aggregate(model, [shared])
+    return accuracy(model)
+
+
+def private() -> Iterator[Sequence[str]]:
+    yield "clients", "noise", *("without" if e is None else f"ε = {e:g}" for e in EPSILONS)
+    for clients, where in ((100, "central"), (479, "central"), (479, "local")):
+        yield str(clients), where, *(percent(private_run(clients, where, e)) for e in EPSILONS)
+
+
+TABLES = {"strategies": strategies, "robust": robust, "bytes": sizes, "private": private}
 
 
 def main() -> None:

@@ -329,3 +329,29 @@ def test_the_clock_brings_a_tick_though_nothing_is_heard_and_nobody_takes_what_i
 
     with brokers.started("embedded", tmp_path) as broker:
         asyncio.run(scenario(broker))
+
+
+def test_large_values_are_files_that_come_and_go_with_their_keys(tmp_path: Path) -> None:
+    path = tmp_path / "lead" / "job.sqlite"
+    folder = path.with_suffix(".large")
+    store = Store(path, synced=("model",))
+    store.commit({"model": {"data": b"m" * 300_000}, "update/1": b"u" * 300_000, "small": 1})
+    assert len(list(folder.iterdir())) == 2
+    store.commit({"model": {"data": b"n" * 300_000}, "update/1": None})
+    (only,) = folder.iterdir()
+    assert store.kept()["model"] == {"data": b"n" * 300_000}
+    assert list(store.kept()) == ["model", "small"]
+    store.commit({"update/2": b"v" * 300_000})
+    store.close()
+    torn = next(each for each in folder.iterdir() if each != only)
+    torn.write_bytes(torn.read_bytes()[:-1] + b"?")  # what a power cut may leave
+    (folder / "abandoned").write_bytes(b"written, and never committed")
+    again = Store(path)
+    assert list(again.kept()) == ["model", "small"]
+    assert list(folder.iterdir()) == [only]
+    only.unlink()
+    folder.rmdir()
+    with pytest.raises(sqlite3.OperationalError, match="No such file"):
+        again.commit({"small": 2, "model": b"o" * 300_000})
+    assert again.kept()["small"] == 1, "all of it or nothing"
+    again.close()

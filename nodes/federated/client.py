@@ -220,15 +220,29 @@ class Client(Machine):
         if not self._follow(call.run, call.epoch, out):
             return
         self._ends = None
-        if self.call is not None and call.round < self.call.round:
+        newer = call.epoch > before
+        if newer and call.round < max(self.trained, 0 if self.call is None else self.call.round):
+            self._go_back(call, out)
+        elif self.call is not None and call.round < self.call.round:
             return
         self.call = call
         if call.phase == wire.OVER:
             self.outcome, out.over = call.why or "over", True
             return
-        if self._post.open and call.epoch > before and (call.open or call.round == self._post.number):
-            self._say_update(out, now)  # the coordinator was away: it may not have heard it, and has little time left
+        if newer and self._post.number and (call.open or call.round == self._post.number):
+            if self._post.doubt():
+                self._say_update(out, now)  # the coordinator was away: it has little time left
+            else:
+                self._wait(now, first=True)
         self._go(now, out)
+
+    def _go_back(self, call: wire.Call, out: Answer) -> None:
+        """A newer coordinator calls a round that we had already: its machine lost power, and its disk the last moments."""
+        if self._post.number != call.round:
+            self.trained = call.round - 1
+            self._commit_job(out)
+        if self._post.number > call.round:
+            self._post.drop(out)
 
     def _heard_model(self, manifest: wire.Manifest, now: int, out: Answer) -> None:
         if manifest.job != self.job:

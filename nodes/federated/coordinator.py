@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from broker.blobs import Memory
 from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
 from nodes.federated.desk import Desk, Settled
@@ -22,7 +21,7 @@ from nodes.federated.machine import Answer, Machine, Work
 from nodes.federated.roster import Roster
 from nodes.federated.rounds import AGGREGATING, COLLECTING, Evaluate, Merged, Round, means, merge, row
 from nodes.federated.rules import Rules, ns
-from nodes.federated.uploads import Holds
+from nodes.federated.uploads import Place
 from nodes.federated.voice import Voice
 from nodes.federated.weights import Weights, digest, shapes
 from nodes.strategies._strategy import Strategy
@@ -37,7 +36,7 @@ class Coordinator(Machine):
     :param evaluate: on held-out examples, if there are some; called in the thread that aggregates.
     :param strategy: used only there.
     :param inline: bytes of a model that still travels in one message; ``chunk``: of a larger one's pieces.
-    :param holds: where large updates grow.
+    :param place: where large updates grow; None: in memory.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Coordinator(Machine):
         evaluate: Evaluate | None = None,
         inline: int = wire.INLINE,
         chunk: int = wire.CHUNK,
-        holds: Holds = Memory,
+        place: Place | None = None,
     ) -> None:
         self.rules, self.strategy, self.compressor, self.evaluate = rules, strategy, compressor, evaluate
         self.wanted = shapes(model)
@@ -63,7 +62,7 @@ class Coordinator(Machine):
         self._voice = Voice(rules, self.wanted, self.quorum, inline, chunk)
         self._voice.private = strategy.asked()
         form = Form(self.wanted, strategy.extras(self.wanted), compressor)
-        self.desk = Desk(rules, form, self.roster, self._voice, holds)
+        self.desk = Desk(rules, form, self.roster, self._voice, Place() if place is None else place)
         self._idle_since = 0
         self._repeat: int | None = None
         self._silent: frozenset[str] = frozenset()
@@ -91,6 +90,7 @@ class Coordinator(Machine):
             self.job = Job(life, life, now, model, state=self.strategy.snapshot())
             self.job.adopt(model, shared, wire.pack_model(model, shared), digest(model))
             out.commit["model"] = self.job.kept_model()
+            self.desk.begin(kept, life)
         else:
             self._resume(kept, job, now)
         self._idle_since = now
@@ -104,18 +104,19 @@ class Coordinator(Machine):
             self._voice.call(self.job, None, out)
             out.over = True
             return out
+        if self.round is None or self.round.phase == COLLECTING:
+            self._call(now, out)
         for client, number in sorted(self.desk.taken):
-            self._voice.ack(self.job, client, number, wire.TAKEN, out)  # likewise
+            self._voice.ack(self.job, client, number, wire.TAKEN, out)  # after the call, which makes clients doubt it
         if over := self.strategy.over():  # the budget may be another than when the last round was made
             self._over(over, out)
             return out
         if self.round is None:
-            self._voice.call(self.job, None, out)
+            self._repeat = None
             self._idle(now, out)
         elif self.round.phase == AGGREGATING:
             self._aggregate(self.round, out)
         else:
-            self._call(now, out)
             self._look(now, out)
         return out
 
@@ -196,12 +197,10 @@ class Coordinator(Machine):
     def _resume(self, kept: Mapping[str, Any], job: Mapping[str, Any], now: int) -> None:
         self.job = Job.of(job, kept["model"], self.wanted, now)
         self._undo()
-        for key, value in kept.items():
-            match key.split("/"):
-                case ["client", name]:
-                    self.roster.load({name: value})
-                case ["answer" | "update" | "quarantine", *_]:
-                    self.desk.resume(key, value, self.job.run)
+        self.desk.begin(kept, self.job.run)
+        for key in list(kept):
+            if key.startswith("client/"):
+                self.roster.load(key.removeprefix("client/"), kept[key])
         if (saved := kept.get("round")) is not None:
             held = self.round = Round.of(saved)
             held.waiting = {
@@ -337,9 +336,8 @@ class Coordinator(Machine):
 
     def _aggregate(self, held: Round, out: Answer) -> None:
         taken = self.desk.chosen(held.counted, self.job)
-        act = partial(
-            merge, self.strategy, self.job.model, taken, self.wanted, self.compressor, self.evaluate, held.size
-        )
+        desk, model = self.desk, self.job.model
+        act = partial(merge, self.strategy, model, taken, desk.form, desk.recall, self.evaluate, held.size)
         out.work = Work("aggregate", act)
 
     def _undo(self) -> None:

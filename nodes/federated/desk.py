@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from broker.blobs import BlobError
@@ -13,7 +13,7 @@ from nodes.federated.machine import Answer
 from nodes.federated.roster import Roster
 from nodes.federated.rounds import COLLECTING, Round
 from nodes.federated.rules import Rules
-from nodes.federated.uploads import Holds, Uploads
+from nodes.federated.uploads import Place, Uploads
 from nodes.federated.voice import Voice
 
 QUARANTINED = 32
@@ -22,6 +22,10 @@ QUARANTINE_BYTES = 1 << 20
 """A refused update larger than this is kept as its first bytes."""
 OUT_OF_STEP = frozenset({"not-asked", "unknown-client", "future"})
 """Reasons that say nothing against an update; it is not kept."""
+
+
+SHELVE = 256 * 1024
+"""Bytes of an update above which it is not kept in memory once it is committed."""
 
 
 class Settled(NamedTuple):
@@ -39,30 +43,39 @@ class Desk:
     """All updates of a job on their way in.
 
     :param voice: says the answers.
-    :param holds: where large updates grow.
+    :param place: where large updates grow.
     :ivar taken: (client, round) → update, committed, not yet used.
     :ivar answers: client → the last round for which an update of it was taken.
     :ivar up: bytes that came since it was set to 0.
     """
 
-    def __init__(self, rules: Rules, form: Form, roster: Roster, voice: Voice, holds: Holds) -> None:
+    def __init__(self, rules: Rules, form: Form, roster: Roster, voice: Voice, place: Place) -> None:
         self.rules, self.form, self.roster = rules, form, roster
+        self.kept: Mapping[str, Any] = {}
+        """What was committed last."""
         self.taken: dict[tuple[str, int], Taken] = {}
         self.answers: dict[str, int] = {}
         self.up = 0
+        self._run = 0
         self._voice = voice
-        self._uploads = Uploads(wire.room(form.wanted), holds)
+        self._uploads = Uploads(wire.room(form.wanted), place)
         self._quarantine: list[str] = []
 
-    def resume(self, key: str, value: Any, run: int) -> None:
-        """One of the things that were committed here."""
+    def begin(self, kept: Mapping[str, Any], run: int) -> None:
+        """Begin, or go on with what was committed."""
+        self.kept, self._run = kept, run
+        for key in list(kept):
+            if key.startswith(("answer/", "update/", "quarantine/")):
+                self._resume(key, run)
+
+    def _resume(self, key: str, run: int) -> None:
         kind, *_, client = key.split("/")
         match kind:
             case "answer":
-                self.answers[client] = value
+                self.answers[client] = self.kept[key]
             case "update":
-                update = read(value, client, self.rules.job, run)
-                self.taken[client, update.round] = update
+                update = read(self.kept[key], client, self.rules.job, run)
+                self.taken[client, update.round] = self._lean(update)
             case "quarantine":
                 self._quarantine.append(key)
 
@@ -79,11 +92,17 @@ class Desk:
         if what == "offer":
             return self._offered(client, payload, job, held, now, out)
         if what == "blob":
-            said, whole = self._uploads.took(client, payload, now)
+            try:
+                said, whole = self._uploads.took(client, payload, now)
+            except BlobError:
+                return None  # it is gone from the disk; the client offers it again
             self._have(client, said, out)
-            if whole is None:
-                return None
-            payload = whole
+            return None if whole is None else self._update(client, whole, job, held, now, out)
+        return self._update(client, payload, job, held, now, out)
+
+    def _update(
+        self, client: str, payload: bytes, job: Job, held: Round | None, now: int, out: Answer
+    ) -> Settled | None:
         number = job.number
         try:
             update = read(payload, client, self.rules.job, job.run)
@@ -94,9 +113,9 @@ class Desk:
             examine(update, job.bases[number][0], self.form, self.rules.limits, job.largest)
         except RefusedError as error:
             return self._refuse(client, number, error, payload, job, now, out)
-        self.taken[client, number] = update
+        self.taken[client, number] = self._lean(update)
         self.answers[client] = number
-        out.commit[f"update/{number}/{client}"] = update.payload
+        out.commit[update.key] = update.payload
         out.commit[f"answer/{client}"] = number
         self._voice.ack(job, client, number, wire.TAKEN, out)
         return Settled(client, number, "")
@@ -111,13 +130,14 @@ class Desk:
             if (settled := self._known(client, parcel.round, job, held, out)) is not None:
                 return settled
             self._admit(client, parcel.round, job, held)
-            self._have(client, self._uploads.offered(client, parcel, now), out)
+            said, whole = self._uploads.offered(client, parcel, now)
+            self._have(client, said, out)
         except RefusedError as error:
             return self._refuse(client, parcel.round, error, payload, job, now, out)
         except BlobError as error:
             refused = RefusedError(error.reason, str(error))
             return self._refuse(client, parcel.round, refused, payload, job, now, out)
-        return None
+        return None if whole is None else self._update(client, whole, job, held, now, out)
 
     def _have(self, client: str, said: bytes | None, out: Answer) -> None:
         if said is not None:
@@ -178,6 +198,13 @@ class Desk:
         """Uploads that have come to a halt."""
         for client, said in self._uploads.due(now):
             self._have(client, said, out)
+
+    def _lean(self, update: Taken) -> Taken:
+        return update.shelved() if len(update.payload) > SHELVE else update
+
+    def recall(self, update: Taken) -> Taken:
+        """A shelved update with its arrays; called in the thread that aggregates, after it was committed."""
+        return read(self.kept[update.key], update.client, self.rules.job, self._run)
 
     # -- what is used -----------------------------------------------------------------------------------------------
 

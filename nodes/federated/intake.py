@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeAlias
 
 from nodes.compressors._compressor import Compressor
 from nodes.federated.rules import Limits
@@ -10,6 +13,7 @@ from nodes.federated.weights import Shape, UnfitError, Weights, fit, norm
 from nodes.federated.wire import finite, identity, same_form, unpack_update
 from nodes.strategies._strategy import ClientUpdate
 from schemas.errors import PayloadError, PenstockError
+from schemas.messages import Array
 
 
 class RefusedError(PenstockError):
@@ -43,6 +47,7 @@ class Taken:
 
     :param round: the one that it answers.
     :param base: digest of the model that it began with.
+    :param payload: empty: it was put on the shelf (:meth:`shelved`).
     """
 
     client: str
@@ -53,6 +58,15 @@ class Taken:
     packed: Weights
     extra: Weights
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Under which it is committed."""
+        return f"update/{self.round}/{self.client}"
+
+    def shelved(self) -> Taken:
+        """The same without its arrays; they are where it was committed."""
+        return replace(self, payload=b"", packed={}, extra={})
 
     def delta(self, compressor: Compressor | None, wanted: tuple[Shape, ...]) -> Weights:
         """The delta that it brings, unpacked; whether it fits is not looked at.
@@ -111,9 +125,68 @@ def examine(update: Taken, base: str, form: Form, limits: Limits, largest: float
         raise RefusedError("norm", f"the norm of its delta is {size:.3g}, at most {most:.3g}")
 
 
-def client_update(
-    update: Taken, compressor: Compressor | None, wanted: tuple[Shape, ...], staleness: int
-) -> ClientUpdate:
-    """The update as strategies take it. It was examined."""
-    delta = update.delta(compressor, wanted)
-    return ClientUpdate(update.client, delta, update.samples, update.extra, update.metrics, staleness)
+Recall: TypeAlias = Callable[[Taken], Taken]
+"""Reads a shelved update again."""
+
+
+class Shelf:
+    """Updates that are read again when their arrays are looked at, one at a time: not all of a round are in memory at once."""
+
+    def __init__(self, recall: Recall, compressor: Compressor | None, wanted: tuple[Shape, ...]) -> None:
+        self._recall, self._compressor, self._wanted = recall, compressor, wanted
+        self._held: tuple[Taken, Weights, Weights] | None = None
+
+    def delta(self, update: Taken) -> Weights:
+        """The delta of a shelved update."""
+        return self._read(update)[1]
+
+    def extra(self, update: Taken) -> Weights:
+        """Its further arrays."""
+        return self._read(update)[2]
+
+    def _read(self, update: Taken) -> tuple[Taken, Weights, Weights]:
+        if self._held is None or self._held[0] is not update:
+            self._held = None  # before the next is read
+            read = self._recall(update)
+            self._held = update, read.delta(self._compressor, self._wanted), read.extra
+        return self._held
+
+
+class Arrays(Mapping[str, Array]):
+    """Arrays that are somewhere else until they are looked at."""
+
+    def __init__(self, names: tuple[str, ...], get: Callable[[], Weights]) -> None:
+        self._names, self._get = names, get
+
+    def __getitem__(self, name: str) -> Array:
+        return self._get()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def client_updates(
+    taken: Sequence[tuple[Taken, int]], form: Form, recall: Recall, *, one_by_one: bool
+) -> list[ClientUpdate]:
+    """The updates as strategies take them. They were examined.
+
+    :param taken: with their staleness.
+    :param one_by_one: the strategy looks at each once, so shelved ones may stay where they are until then.
+    """
+    shelf = Shelf(recall, form.compressor, form.wanted)
+    names = tuple(shape.name for shape in form.wanted)
+    out = []
+    for update, staleness in taken:
+        delta: Any
+        extra: Any
+        if update.payload or not one_by_one:
+            read = update if update.payload else recall(update)
+            delta, extra = read.delta(form.compressor, form.wanted), read.extra
+        else:
+            delta = Arrays(names, partial(shelf.delta, update))
+            extra = Arrays(tuple(shape.name for shape in form.extras), partial(shelf.extra, update))
+        out.append(ClientUpdate(update.client, delta, update.samples, extra, update.metrics, staleness))
+    return out

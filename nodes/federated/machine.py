@@ -67,7 +67,10 @@ class Machine(ABC):
 
     @abstractmethod
     def start(self, kept: Mapping[str, Any], now: int) -> Answer:
-        """Begin, or continue with what was committed before a crash. Called once, when the bus is there and subscribed."""
+        """Begin, or continue with what was committed before a crash. Called once, when the bus is there and subscribed.
+
+        :param kept: may be looked at later too, also by a work in its thread: it has what was committed last.
+        """
 
     @abstractmethod
     def heard(self, topic: str, payload: bytes, now: int) -> Answer:

@@ -99,6 +99,18 @@ class Post:
     def _say(self, topic: str, payload: bytes, out: Answer) -> None:
         out.say.append(Say(f"c/{self._name}/{topic}", payload))
 
+    def doubt(self) -> bool:
+        """The coordinator is another than the one that answered. It says anew what it has taken, unless it lost that; True: there
+        was no answer yet.
+        """
+        unheard, self.answer = not self.answer, ""
+        return unheard
+
+    def drop(self, out: Answer) -> None:
+        """It was never asked for, as it turns out."""
+        self._clear()
+        out.commit["sent"] = None
+
     # -- what became of it ------------------------------------------------------------------------------------------
 
     def heard(self, ack: wire.Ack) -> bool:

@@ -26,10 +26,9 @@ class Roster:
         self.fit: set[str] = set()
         """Those that can be asked."""
 
-    def load(self, kept: dict[str, Any]) -> None:
-        """Client → what :meth:`hear` gave for it, as it was committed."""
-        for name, value in kept.items():
-            self.hear(name, msgspec.convert(value, Presence))
+    def load(self, name: str, kept: Any) -> None:
+        """What :meth:`hear` gave for a client, as it was committed."""
+        self.hear(name, msgspec.convert(kept, Presence))
 
     def hear(self, name: str, said: Presence) -> Any:
         """A client said how it is; what is to be committed, or None where that changes nothing."""

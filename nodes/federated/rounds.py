@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nodes.compressors._compressor import Compressor
-from nodes.federated.intake import Taken, client_update
+from nodes.federated.intake import Form, Recall, Taken, client_updates
 from nodes.federated.rules import SECOND, Rules, ns
-from nodes.federated.weights import Shape, Weights, digest, fit
+from nodes.federated.weights import Weights, digest, fit
 from nodes.federated.wire import pack_model
 from nodes.strategies._strategy import Strategy
 
@@ -112,8 +111,8 @@ def merge(
     strategy: Strategy,
     model: Weights,
     taken: Sequence[tuple[Taken, int]],
-    wanted: tuple[Shape, ...],
-    compressor: Compressor | None,
+    form: Form,
+    recall: Recall,
     evaluate: Evaluate | None,
     places: int = 0,
 ) -> Merged:
@@ -123,10 +122,10 @@ def merge(
     :param places: how many clients were asked.
     :raises UnfitError: what came out is no model.
     """
-    updates = [client_update(update, compressor, wanted, staleness) for update, staleness in taken]
+    updates = client_updates(taken, form, recall, one_by_one=strategy.sums)
     strategy.places = places
     new = strategy.aggregate(model, updates)
-    fit(new, wanted)
+    fit(new, form.wanted)
     shared = strategy.shared()
     metrics = {} if evaluate is None else {name: float(value) for name, value in evaluate(new).items()}
     metrics |= strategy.told()

@@ -2,61 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from broker.blob_files import Partial
+from broker.blob_store import BlobStore
 from broker.blobs import Hold, Incoming, Memory, Offer, Outgoing, Pace, offer
 from nodes.federated import wire
 
-Holds = Callable[[Offer, int], Hold]
-"""Where a blob of at most so many bytes grows. Raises :class:`BlobError`."""
+
+class Place:
+    """Where uploads grow: here in memory; a coordinator that is killed asks for those anew."""
+
+    def hold(self, wanted: Offer, most: int) -> Hold:
+        """Room for a blob.
+
+        :raises BlobError: it is larger than ``most``, or there is no room.
+        """
+        return Memory(wanted, most)
+
+    def data(self, hold: Hold) -> bytes:
+        """The bytes of one that is whole.
+
+        :raises BlobError: they are not there any more.
+        """
+        return bytes(hold.data) if isinstance(hold, Memory) else b""
+
+    def close(self, hold: Hold) -> None:
+        """It is not wanted any more."""
+
+
+class OnDisk(Place):
+    """In a store of blobs: what has arrived of an upload outlives the coordinator, and nothing of it is in memory. What is done
+    with gives way to the next when the store's budget is used up; the budget is for all uploads of a round.
+    """
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+
+    def hold(self, wanted: Offer, most: int) -> Hold:
+        return self._store.partial(wanted, most)
+
+    def data(self, hold: Hold) -> bytes:
+        with self._store.open(hold.offer.digest) as blob:
+            return bytes(blob.view())
+
+    def close(self, hold: Hold) -> None:
+        if isinstance(hold, Partial):
+            hold.close()
 
 
 class Uploads:
     """The coordinator's side: at most one upload of each client.
 
     :param most: bytes of one update.
-    :param holds: where they grow; a coordinator that is killed asks for those in memory again.
+    :param place: where they grow.
     """
 
-    def __init__(self, most: int, holds: Holds = Memory) -> None:
-        self.most, self.holds = most, holds
+    def __init__(self, most: int, place: Place) -> None:
+        self.most, self.place = most, place
         self._coming: dict[str, tuple[wire.Parcel, Incoming]] = {}
 
-    def offered(self, client: str, parcel: wire.Parcel, now: int) -> bytes | None:
-        """A client has an update; what to say to it now.
+    def offered(self, client: str, parcel: wire.Parcel, now: int) -> tuple[bytes | None, bytes | None]:
+        """A client has an update: what to say to it now, and the update if it is here already.
 
         :raises BlobError: it cannot be taken.
         """
         known = self._coming.get(client)
         if known is not None and known[0] == parcel:
             known[1].linked(now)  # it asks, so it did not hear
-            return known[1].say(now)
-        hold = self.holds(Offer(parcel.digest, parcel.size, parcel.chunk), self.most)
-        coming = Incoming(hold, now)
-        self._coming[client] = (parcel, coming)
-        return coming.say(now)
+            return known[1].say(now), None
+        self.forget(client)
+        hold = self.place.hold(Offer(parcel.digest, parcel.size, parcel.chunk), self.most)
+        self._coming[client] = (parcel, Incoming(hold, now))
+        return self._said(client, now)
 
     def took(self, client: str, payload: bytes, now: int) -> tuple[bytes | None, bytes | None]:
-        """A chunk arrived: what to say, and the update if it is whole now."""
+        """A chunk arrived: what to say, and the update if it is whole now.
+
+        :raises BlobError: it cannot be read.
+        """
         if (known := self._coming.get(client)) is None:
             return None, None
-        coming = known[1]
-        coming.take(payload, now)
-        if not coming.whole:
-            said = coming.say(now)
-            if coming.refused:
-                del self._coming[client]
-            return said, None
-        del self._coming[client]
-        hold = coming.hold
-        return coming.say(now), bytes(hold.data) if isinstance(hold, Memory) else b""
+        known[1].take(payload, now)
+        return self._said(client, now)
+
+    def _said(self, client: str, now: int) -> tuple[bytes | None, bytes | None]:
+        coming = self._coming[client][1]
+        said = coming.say(now)
+        try:
+            return said, self.place.data(coming.hold) if coming.whole else None
+        finally:
+            if coming.over:
+                self.forget(client)
 
     def forget(self, client: str | None = None) -> None:
         """Nothing more is wanted of this client, or of all."""
-        if client is None:
-            self._coming.clear()
-        else:
-            self._coming.pop(client, None)
+        for name in [client] if client is not None else list(self._coming):
+            if (known := self._coming.pop(name, None)) is not None:
+                self.place.close(known[1].hold)
 
     def wake(self) -> int | None:
         """When :meth:`due` has something."""

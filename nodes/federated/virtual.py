@@ -7,7 +7,7 @@ else. Time jumps from event to event; the same seed gives the same run.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -70,6 +70,22 @@ class Peer:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
+class _Disk(Mapping[str, Any]):
+    """What a peer has committed last."""
+
+    def __init__(self, kept: dict[str, bytes]) -> None:
+        self._kept = kept
+
+    def __getitem__(self, key: str) -> Any:
+        return _decode(self._kept[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
 class World:
     """All peers of one job, the bus between them and the time.
 
@@ -88,7 +104,7 @@ class World:
         self.retained: dict[str, bytes] = {}
         self.published = 0
         self.delivered = 0
-        self._tap, self._witness = tap, witness
+        self.tap, self.witness = tap, witness
         self._exact: dict[str, list[Peer]] = {}
         self._wild: dict[tuple[int, str], list[tuple[list[str], Peer]]] = {}
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -153,9 +169,8 @@ class World:
                 self._wild.setdefault((len(parts), parts[0]), []).append((parts, peer))
             else:
                 self._exact.setdefault(pattern, []).append(peer)
-        kept = {key: _decode(value) for key, value in peer.disk.items()}
         life = peer.life
-        self._apply(peer, machine.start(kept, self.now))
+        self._apply(peer, machine.start(_Disk(peer.disk), self.now))
         if peer.life == life:
             self._catch_up(peer, machine)
 
@@ -227,8 +242,8 @@ class World:
                     peer.disk.pop(key, None)
                 else:
                     peer.disk[key] = _encode(value)
-            if self._witness is not None:
-                self._witness(peer, answer.commit)
+            if self.witness is not None:
+                self.witness(peer, answer.commit)
             if self._dies(peer, "committed", answer.commit):
                 return
         peer.rows += answer.rows
@@ -281,8 +296,8 @@ class World:
 
     def _publish(self, peer: Peer, say: Say) -> None:
         self.published += 1
-        if self._tap is not None:
-            self._tap(peer, say)
+        if self.tap is not None:
+            self.tap(peer, say)
         self.inject(say.topic, say.payload, retain=say.retain, link=peer.link)
 
     def inject(self, topic: str, payload: bytes, *, retain: bool = False, link: Link = Link()) -> None:

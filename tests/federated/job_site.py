@@ -17,6 +17,7 @@ from nodes.federated.client import Client
 from nodes.federated.coordinator import Coordinator
 from nodes.federated.machine import Machine, Say
 from nodes.federated.rules import Rules
+from nodes.federated.uploads import Place
 from nodes.federated.virtual import Fault, Link, Peer, Took, World
 from nodes.federated.weights import Weights, fit, plus, shapes
 from nodes.federated.wire import seed_of
@@ -157,10 +158,12 @@ class Site:
     starts: dict[str, float] = field(default_factory=dict)
     heard: list[tuple[str, Say]] = field(default_factory=list)
     trainer: Callable[[], Softmax] = Softmax
+    place: Callable[[], Place] = Place
     sizes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.commits: list[dict[str, Any]] = []
+        self.leads: list[Coordinator] = []
         self.world = World(self.seed, lambda peer, say: self.heard.append((peer.name, say)), self._witness)
         self.trainers: dict[str, list[Softmax]] = {}
         self.lead = self.world.add("lead", self.coordinator, link=self.link, took=self.took, fault=self.fault)
@@ -171,14 +174,17 @@ class Site:
             self.commits.append(dict(commit))
 
     def coordinator(self) -> Coordinator:
-        return Coordinator(
+        lead = Coordinator(
             self.rules,
             self.strategy(),
             Softmax().weights(),
             compressor=self.compressor,
             evaluate=self.evaluate,
+            place=self.place(),
             **self.sizes,
         )
+        self.leads.append(lead)
+        return lead
 
     def client(self, k: int) -> Peer:
         examples = self.data[k]

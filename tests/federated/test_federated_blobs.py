@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from job_site import PLAN, Deaths, Site, name, parts
+from job_site import PLAN, Deaths, Mean, Site, name, parts
 
-from nodes.federated import wire
+from broker.blob_store import BlobStore
+from broker.blobs import Chunk
+from nodes.federated import desk, wire
 from nodes.federated.rules import Rules
+from nodes.federated.uploads import OnDisk, Place
 from nodes.federated.virtual import Fault, Link
 
 DATA = parts(3)
@@ -119,8 +127,6 @@ def test_an_offer_of_something_else_is_refused(parcel: wire.Parcel, reason: str)
 
 
 def test_what_is_not_what_was_offered_is_refused_in_the_end() -> None:
-    from broker.blobs import Chunk
-
     site = Site(Rules(job="j", rounds=1, least=3, quorum=3, fit=PLAN, deadline=20.0, retries=0), DATA, sizes=SIZES)
     site.world.run(seconds=0.1)
     site.world.kill(site.clients[2], will=1e9)
@@ -132,3 +138,80 @@ def test_what_is_not_what_was_offered_is_refused_in_the_end() -> None:
             site.world.after(0.1 + k, site.world.inject, "c/c002/blob", chunk)
     assert site.run()
     assert [row["status"] for row in site.rows] == ["aborted"]
+
+
+@pytest.mark.parametrize("sums", [True, False])
+@pytest.mark.parametrize("deaths", [(), range(5, 2000, 17)])
+def test_updates_that_are_not_kept_in_memory_give_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, sums: bool, deaths: range | tuple[int, ...]
+) -> None:
+    class Likewise(Mean):
+        """Says that it looks at each update once, or that it does not."""
+
+    Likewise.sums = sums
+    monkeypatch.setattr(desk, "SHELVE", 0)
+    site = Site(RULES, DATA, strategy=Likewise, fault=Deaths(deaths))
+    looked: list[int] = []
+    monkeypatch.setattr(desk.Desk, "recall", _counted(desk.Desk.recall, looked))
+    assert site.run()
+    assert site.model == MODEL
+    lead = site.leads[-1]
+    assert all(not update.payload for update in lead.desk.taken.values())
+    assert len(looked) == 9 if not deaths else len(looked) >= 9  # each read once, and again where it died over it
+
+
+class Folder:
+    """A place on the disk; each life of the coordinator opens it anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.store = path, None
+
+    store: BlobStore | None
+
+    def __call__(self) -> Place:
+        if self.store is not None:
+            self.store.close()
+        self.store = BlobStore(self.path, 1_000_000, durable=False)
+        return OnDisk(self.store)
+
+
+def sent_again(place: Callable[[], Place]) -> int:
+    """Chunks of one client's uploads that were sent twice, where the coordinator died when three of four had arrived."""
+    answers = 0
+
+    def dies(point: str, what: str) -> float | None:
+        nonlocal answers
+        answers += point == "said" and what == "c/c001/have"
+        return 0.5 if (point, what, answers) == ("said", "c/c001/have", 4) else None
+
+    site = Site(RULES, DATA, place=place, fault=dies, sizes=SIZES)
+    assert site.run()
+    assert answers > 4
+    assert site.model == MODEL
+    sent = [Chunk.decode(say.payload) for _, say in site.heard if say.topic == "c/c001/blob"]
+    return len(sent) - len({(chunk.digest, chunk.index) for chunk in sent})
+
+
+def test_what_has_arrived_of_an_upload_outlives_the_coordinator_on_a_disk(tmp_path: Path) -> None:
+    assert sent_again(Place) >= 4
+    assert sent_again(Folder(tmp_path / "blobs")) <= 2
+
+
+@settings(derandomize=True, max_examples=20, deadline=None)
+@given(points=st.sets(st.integers(0, 120), max_size=8), loss=st.sampled_from([0.0, 0.2]))
+def test_on_a_disk_too_killed_anywhere_it_gives_the_same_bytes(points: set[int], loss: float) -> None:
+    with TemporaryDirectory() as path:
+        rules = Rules(job="j", rounds=3, least=3, quorum=3, fit=PLAN, deadline=1e5, repeat=2.0)
+        site = Site(
+            rules, DATA, place=Folder(Path(path)), fault=Deaths(points), sizes=SIZES, link=Link(0.01, 0.0, loss)
+        )
+        assert site.run()
+        assert site.model == MODEL
+
+
+def _counted(function: Callable[..., Any], counts: list[int]) -> Callable[..., Any]:
+    def counting(*given: Any) -> Any:
+        counts.append(1)
+        return function(*given)
+
+    return counting

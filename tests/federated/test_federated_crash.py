@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from job_site import PLAN, Deaths, Site, audit, name, parts
 
 from nodes.federated.rules import Rules
-from nodes.federated.virtual import Fault, Link
+from nodes.federated.virtual import BEGAN, Fault, Link, Peer
 
 DATA = parts(3)
 RULES = Rules(job="j", rounds=3, least=3, quorum=3, fit=PLAN, deadline=30)
@@ -84,6 +85,38 @@ def test_any_deaths_give_the_same_bytes(points: set[int], clients: list[set[int]
     assert site.run()
     assert site.model == MODEL
     audit(site)
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(at=st.floats(0.01, 4.0), lost=st.integers(1, 12), client=st.booleans())
+def test_a_disk_that_lost_its_last_moments_with_the_power_costs_no_round(at: float, lost: int, client: bool) -> None:
+    """The coordinator comes back with an older disk than others have heard of; and a client may restart meanwhile."""
+    site = Site(RULES, DATA)
+    disks: list[dict[str, bytes]] = [{}]
+    witness = site.world.witness
+    assert witness is not None
+
+    def watch(peer: Peer, commit: dict[str, Any]) -> None:
+        witness(peer, commit)
+        if peer is site.lead:
+            disks.append(dict(peer.disk))
+
+    site.world.witness = watch
+
+    def cut() -> None:
+        site.world.kill(site.lead)
+        if len(disks) > lost + 1:
+            site.lead.disk = dict(disks[-1 - lost])
+        if client:
+            site.world.kill(site.clients[1])
+            site.world.begin(site.clients[1])
+
+    site.world.after(at, cut)
+    site.world.after(at + 1.0, site.world.begin, site.lead)
+    assert site.run()
+    assert site.model == MODEL
+    assert all(row["status"] == "committed" for row in site.lead.rows)
+    assert (site.world.now - BEGAN) / 1e9 < 12
 
 
 @settings(derandomize=True, max_examples=60, deadline=None)

@@ -1,0 +1,195 @@
+"""Federated learning as a user runs it: processes, brokers, disks; killed at will; against the plain loop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import brokers
+import numpy as np
+import pytest
+from harness import rows, run, until
+
+from nodes.federated import wire
+from nodes.federated.store import Store
+from nodes.federated.weights import Weights, minus, norm, shapes
+from nodes.supervisor import Supervisor
+from nodes.trainers._trainer import Examples, Fit
+from nodes.trainers.mlp import Mlp
+
+DIGITS = Path(__file__).resolve().parents[2] / "examples" / "federated"
+TRAINER = "trainer: {mlp: {layers: [64, 32, 10], seed: 3}}"
+PLAN = {"epochs": 1, "batch": 32, "rate": 0.1}
+
+
+def digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """All images of the example that are not held out, and their labels."""
+    found = [np.load(path) for path in sorted(DIGITS.glob("gateway-*.npz"))]
+    return np.concatenate([each["images"] for each in found]), np.concatenate([each["labels"] for each in found])
+
+
+def parts(folder: Path, clients: int, *, iid: bool) -> list[Examples]:
+    """Files of so many clients, ``0.npz`` and so on: alike, or each with two classes only; what each learns from."""
+    images, labels = digits()
+    order = np.random.default_rng(7).permutation(len(labels))
+    if not iid:
+        order = order[np.argsort(labels[order], kind="stable")]
+    shards = np.array_split(order, clients if iid else 2 * clients)
+    out = []
+    for k in range(clients):
+        rows_of = shards[k] if iid else np.concatenate([shards[k], shards[k + clients]])
+        np.savez(folder / f"{k}.npz", images=images[rows_of], labels=labels[rows_of])
+        out.append(Examples(images[rows_of].astype(np.float32) / np.float32(255), labels[rows_of]))
+    with np.load(DIGITS / "held_out.npz") as held:
+        np.savez(folder / "held_out.npz", images=held["images"], labels=held["labels"])
+    return out
+
+
+def topology(
+    folder: Path, clients: list[int], broker: str = "embedded", *, together: bool = False, **lead: str
+) -> Path:
+    """Cameras, ``learn-k`` for each of them with so many images, ``lead`` and its table; cameras share a process."""
+    options = {
+        "rounds": "20",
+        "clients": f"{{least: {len(clients)}, quorum: {len(clients)}}}",
+        "deadline": "30s",
+        **lead,
+    }
+    said = ", ".join(f"{key}: {value}" for key, value in options.items())
+    process = ", process: learn" if together else ""
+    lines = ["topology: plant", f"brokers: {{local: {{run: {broker}}}}}", "nodes:"]
+    for k, many in enumerate(clients):
+        lines += [
+            f"  camera-{k}: {{ingest: {{source: arrays, path: {k}.npz}}, process: cameras}}",
+            f"  learn-{k}: {{train: {{job: digits, {TRAINER}, scale: 1/255, least: {many}}}, "
+            f"from: {{camera-{k}: {{delivery: safe}}}}{process}}}",
+        ]
+    plan = ", ".join(f"{key}: {value}" for key, value in PLAN.items())
+    lines += [
+        f"  lead: {{federate: {{job: digits, {TRAINER}, fit: {{{plan}}}, {said}, "
+        "evaluate: {path: held_out.npz, scale: 1/255}}}",
+        "  store: {uplink: {sink: sqlite, path: rounds.sqlite}, from: lead}",
+    ]
+    path = folder / "plant.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def loop(data: list[Examples], rounds: int) -> Weights:
+    """FedAvg without a bus."""
+    network = Mlp([64, 32, 10], "relu", "cross-entropy", 3)
+    network.open()
+    model = network.weights()
+    total = sum(len(examples) for examples in data)
+    names = sorted((f"learn-{k}", k) for k in range(len(data)))
+    for number in range(1, rounds + 1):
+        added = {name: np.zeros(array.shape) for name, array in model.items()}
+        for name, k in names:
+            network.load(model)
+            network.fit(data[k], Fit(**PLAN, seed=wire.seed_of(0, number, name)))  # type: ignore[arg-type] # one dict of two types
+            for key, array in minus(network.weights(), model).items():
+                added[key] += array.astype(np.float64) * (len(data[k]) / total)
+        model = {key: (array + added[key]).astype(np.float32) for key, array in model.items()}
+    return model
+
+
+def last_model(state: Path) -> Weights:
+    """What the coordinator has on its disk."""
+    network = Mlp([64, 32, 10], "relu", "cross-entropy", 3)
+    network.open()
+    store = Store(state / "lead" / "digits.sqlite")
+    try:
+        weights, _ = wire.unpack_model(store.kept()["model"]["data"], shapes(network.weights()))
+        return {name: array.copy() for name, array in weights.items()}
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("kind", [brokers.param("embedded"), brokers.param("mosquitto")])
+def test_three_gateways_learn_together_and_the_curve_is_in_a_table(kind: str, tmp_path: Path) -> None:
+    data = parts(tmp_path, 3, iid=False)
+    outcome = run(topology(tmp_path, [len(each) for each in data], kind, rounds="20"))
+    assert outcome.complete
+    assert outcome.findings == []
+    curve = rows(
+        tmp_path / "rounds.sqlite", "SELECT round, status, accuracy, clients, samples FROM store ORDER BY round"
+    )
+    total = sum(map(len, data))
+    assert [row[:2] + row[3:] for row in curve] == [(i, "committed", 3, total) for i in range(1, 21)]
+    assert curve[-1][2] > 0.7 > 0.5 > curve[0][2], "no client has more than four classes"
+    assert norm(minus(last_model(tmp_path / "state"), loop(data, 20))) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("iid", [True, False], ids=["iid", "two-classes"])
+def test_ten_client_processes_give_the_weights_of_the_plain_loop(iid: bool, tmp_path: Path) -> None:
+    data = parts(tmp_path, 10, iid=iid)
+    outcome = run(topology(tmp_path, [len(each) for each in data], rounds="20"))
+    assert outcome.complete
+    assert outcome.findings == []
+    assert norm(minus(last_model(tmp_path / "state"), loop(data, 20))) < 1e-4
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_gives_the_same_weights(tmp_path: Path) -> None:
+    """The coordinator dies twenty times and clients five times; every round is counted once, and the books balance."""
+    data = parts(tmp_path, 3, iid=False)
+    drawn = random.Random(11)
+    rounds = 150
+
+    async def meddle(supervisor: Supervisor) -> None:
+        curve = tmp_path / "rounds.sqlite"
+
+        def done() -> int:
+            try:
+                return int(rows(curve, "SELECT count(*) FROM store")[0][0])
+            except sqlite3.Error:
+                return 0
+
+        for death in range(20):
+            await until(lambda: supervisor.views["lead"].state == "ready", within=30)
+            at = done()
+            await until(lambda at=at: done() > at or supervisor.views["lead"].gone, within=30)
+            await asyncio.sleep(drawn.uniform(0, 0.01))  # somewhere within a round
+            if supervisor.views["lead"].gone:
+                raise AssertionError(f"it was over after {death} deaths")
+            supervisor.kill("lead")
+            if death % 4 == 0:
+                supervisor.kill(f"learn-{death // 4 % 3}")
+            await until(lambda: supervisor.views["lead"].state != "ready", within=30)
+
+    path = topology(tmp_path, [len(each) for each in data], rounds=str(rounds), deadline="5s", retries="100")
+    outcome = run(path, meddle=meddle, within=58)
+    assert outcome.complete
+    assert outcome.findings == []
+    found = rows(tmp_path / "rounds.sqlite", "SELECT round, status, version FROM store ORDER BY round")
+    assert len({number for number, _, _ in found}) == len(found), "each round is in the table once"
+    committed = [version for _, status, version in found if status == "committed"]
+    assert committed == list(range(1, rounds + 1))
+    weights = last_model(tmp_path / "state")
+    assert all(math.isfinite(float(np.abs(array).max())) for array in weights.values())
+    if len(found) == rounds:  # no round was aborted, so the numbers of the seeds are those of the loop
+        assert norm(minus(weights, loop(data, rounds))) < 1e-4
+
+
+def test_what_was_stopped_goes_on_and_what_is_over_stays_over(tmp_path: Path) -> None:
+    data = parts(tmp_path, 3, iid=False)
+    path = topology(tmp_path, [len(each) for each in data], rounds="60", together=True)
+
+    async def stop(supervisor: Supervisor) -> None:
+        await until(lambda: (book := supervisor.views["store"].books) is not None and book.passed > 5)
+        await supervisor.stop()
+
+    outcome = run(path, meddle=stop)
+    assert not outcome.complete
+    before = rows(tmp_path / "rounds.sqlite", "SELECT count(*) FROM store")[0][0]
+    assert 5 < before < 60
+    assert run(path).complete
+    assert rows(tmp_path / "rounds.sqlite", "SELECT count(*), max(version) FROM store") == [(60, 60)]
+    assert norm(minus(last_model(tmp_path / "state"), loop(data, 60))) < 1e-4
+    assert run(path).complete, "over is over: it says so again, and ends"
+    assert rows(tmp_path / "rounds.sqlite", "SELECT count(*), max(version) FROM store") == [(60, 60)]
