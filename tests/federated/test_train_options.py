@@ -124,6 +124,33 @@ def test_what_is_wrong_is_said_with_its_place(nodes: list[str], said: list[str],
     assert all(line.split(":")[0].isdigit() for line in lines), "each has its line and column"
 
 
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [("", ["its broker is 'site', and 'lead', which has the same job, is at 'cloud'"]), (", broker: cloud", [])],
+)
+def test_the_parties_of_a_job_meet_at_one_broker(train: str, said: list[str], tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.arange(2))
+    path = tmp_path / "t.yaml"
+    lines = [
+        "topology: t",
+        "brokers: {site: {url: mqtt://site}, cloud: {url: mqtt://cloud}}",
+        "hosts: {gateway: {broker: site}, cloud: {broker: cloud}}",
+        "nodes:",
+        "  camera: {ingest: {source: arrays, path: a.npz}, on: gateway}",
+        f"  learn: {{train: {{job: j, {MLP}{train}}}, from: camera, on: gateway}}",
+        f"  lead: {{federate: {{job: j, {MLP}}}, on: cloud, publish: always}}",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    try:
+        prepare(path)
+    except ConfigError as error:
+        found = [str(line) for line in getattr(error, "lines", ())]
+    else:
+        found = []
+    assert len(found) == len(said)
+    assert all(text in line for text, line in zip(said, found, strict=True))
+
+
 def message(body: Any) -> Message:
     return Message("m:1:7", "camera", 5, body)
 
