@@ -191,6 +191,27 @@ def test_killed_again_and_again_it_gives_the_same_weights(tmp_path: Path) -> Non
         assert norm(minus(weights, loop(data, rounds))) < 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [brokers.param("embedded"), brokers.param("mosquitto")])
+def test_the_broker_dies_under_a_job_and_it_goes_on(kind: str, tmp_path: Path) -> None:
+    """It forgets everything, also what was retained; the parties say it again."""
+    data = parts(tmp_path, 3, iid=False)
+    with brokers.started(kind, tmp_path) as broker:
+        path = topology(tmp_path, [len(each) for each in data], rounds="120", deadline="5s", retries="50")
+        path.write_text(path.read_text().replace("{run: embedded}", f"{{url: '{broker.url}'}}"))
+
+        async def kill(supervisor: Supervisor) -> None:
+            for at in (10, 40):
+                await until(lambda at=at: counted(tmp_path / "rounds.sqlite") >= at, within=30)  # type: ignore[misc] # its default
+                await asyncio.to_thread(broker.stop, kill=True)
+                await asyncio.to_thread(broker.start)
+
+        outcome = run(path, meddle=kill, within=55)
+    assert outcome.complete
+    assert outcome.findings == []
+    assert rows(tmp_path / "rounds.sqlite", "SELECT max(version) FROM store") == [(120,)]
+
+
 def test_a_job_that_runs_tells_who_is_there_and_ends_when_it_is_told(tmp_path: Path) -> None:
     data = parts(tmp_path, 2, iid=True)
     path = topology(tmp_path, [len(each) for each in data], rounds="1000000", together=True)
