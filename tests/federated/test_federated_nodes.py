@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,3 +277,17 @@ def test_what_was_stopped_goes_on_and_what_is_over_stays_over(tmp_path: Path) ->
     assert norm(minus(last_model(tmp_path / "state"), loop(data, 250))) < 1e-4
     assert run(path).complete, "over is over: it says so again, and ends"
     assert rows(tmp_path / "rounds.sqlite", "SELECT count(*), max(version) FROM store") == [(250, 250)]
+
+
+def test_the_example_knows_together_what_none_knows_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "federated"
+    shutil.copytree(DIGITS, folder, ignore=shutil.ignore_patterns(".penstock", "*.sqlite*", "*.svg"))
+    assert run(folder / "topology.yaml").complete
+    command = [sys.executable, str(DIGITS / "plot.py"), "--folder", str(folder)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50).stdout
+    accuracy = {
+        name: float(value.rstrip("%")) for name, _, value in (line.partition(": ") for line in said.splitlines())
+    }
+    assert accuracy.pop("together") >= 95
+    assert max(accuracy.values()) < 65
+    ElementTree.fromstring((folder / "accuracy.svg").read_text())  # noqa: S314 - our own
