@@ -27,6 +27,7 @@ from schemas.expressions import Number
 from schemas.units import Duration
 
 if TYPE_CHECKING:
+    from broker.blob_store import BlobStore
     from nodes.federated.coordinator import Coordinator
     from nodes.federated.party import Party
     from nodes.federated.rounds import Evaluate
@@ -40,6 +41,8 @@ else:
     Strategic, Compressing = choice("strategy"), choice("compressor")
 
 SECOND = 10**9
+UPLOADS = 4 * 10**9
+"""Bytes that large updates on their way may take on the disk, together. What has arrived of them outlives a crash."""
 TEXTS = ("job", "status", "why")
 WHOLE = ("round", "version", "clients", "asked", "samples", "refused", "stale", "bytes_up", "bytes_down")
 REAL = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss", "epsilon", "seconds")
@@ -250,6 +253,7 @@ class FederateSource(Source):
         self._context = context
         self._party: Party | None = None
         self._coordinator: Coordinator | None = None
+        self._uploads: BlobStore | None = None
         self._after = 0
         self._news = asyncio.Event()
 
@@ -258,18 +262,23 @@ class FederateSource(Source):
         :raises MissingError: the trainer's library is not installed.
         :raises ConfigError: the examples to evaluate on are not such, or do not fit the model.
         """
+        from broker.blob_store import BlobStore
         from nodes.federated.coordinator import Coordinator
         from nodes.federated.party import Party
         from nodes.federated.store import Store
+        from nodes.federated.uploads import OnDisk
 
         config, context = self._config, self._context
         self._after = position or 0
         trainer = kinds.trainer(config.trainer, context)
         rules = config.rules()
+        folder = context.state / f"{config.job}.uploads"
+        self._uploads = BlobStore(folder, UPLOADS, durable=False)
         self._coordinator = Coordinator(
             rules,
             config.chosen_strategy(),
             trainer.weights(),
+            place=OnDisk(self._uploads),
             compressor=kinds.compressor(rules.compress),
             evaluate=None if config.evaluate is None else _evaluation(config.evaluate, trainer, context),
         )
@@ -344,6 +353,9 @@ class FederateSource(Source):
         if self._party is not None:
             await self._party.close()
             self._party = None
+        if self._uploads is not None:
+            self._uploads.close()
+            self._uploads = None
 
 
 def _evaluation(held: HeldOut, trainer: Trainer, context: Context) -> Evaluate:

@@ -47,6 +47,9 @@ class OnDisk(Place):
     def close(self, hold: Hold) -> None:
         if isinstance(hold, Partial):
             hold.close()
+            self._store.remove(
+                hold.offer.digest
+            )  # one that was whole was taken or refused; a part stays to be continued
 
 
 class Uploads:

@@ -195,6 +195,27 @@ def test_killed_again_and_again_it_gives_the_same_weights(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_models_larger_than_a_message_survive_the_coordinators_death_too(tmp_path: Path) -> None:
+    data = parts(tmp_path, 3, iid=False)
+    path = topology(tmp_path, [len(each) for each in data], rounds="60", deadline="5s", retries="50")
+    path.write_text(path.read_text().replace("layers: [64, 32, 10]", "layers: [64, 1024, 10]"))  # 308 KB
+
+    async def kill(supervisor: Supervisor) -> None:
+        for at in (5, 15, 25, 35):
+            await until(lambda at=at: counted(tmp_path / "rounds.sqlite") >= at, within=30)  # type: ignore[misc] # its default
+            supervisor.kill("lead")
+
+    outcome = run(path, meddle=kill, within=55)
+    assert outcome.complete
+    assert outcome.findings == []
+    found = rows(tmp_path / "rounds.sqlite", "SELECT version FROM store WHERE status = 'committed' ORDER BY round")
+    assert [version for (version,) in found] == list(range(1, 61))
+    lead = tmp_path / "state" / "lead"
+    assert [path.name for path in (lead / "digits.uploads").iterdir() if path.name != "lock"] == []
+    assert len(list((lead / "digits.large").iterdir())) == 1, "the model; no update is left"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [brokers.param("embedded"), brokers.param("mosquitto")])
 def test_the_broker_dies_under_a_job_and_it_goes_on(kind: str, tmp_path: Path) -> None:
     """It forgets everything, also what was retained; the parties say it again."""
