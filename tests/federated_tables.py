@@ -8,7 +8,7 @@ accuracy for an epsilon.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,13 +97,13 @@ def strategies() -> Iterator[Sequence[str]]:
 # -- three of ten send nonsense -------------------------------------------------------------------------------------
 
 ROBUST_PLAN, ROBUST_ROUNDS = Plan(epochs=5, rate=0.2), 20
-ATTACKS: dict[str, Poison | None] = {
+ATTACKS: dict[str, Callable[[int], Poison] | None] = {
     "nobody": None,
-    "signs turned": scaled(-1),
-    "turned, × 10": scaled(-10),
-    "× 100": scaled(100),
-    "labels turned": None,
-    "noise": noise(1),
+    "signs turned": lambda _: scaled(-1),
+    "turned, × 10": lambda _: scaled(-10),
+    "× 100": lambda _: scaled(100),
+    "labels turned": None,  # of its data, see below
+    "noise": lambda client: noise(1, client),
 }
 DEFENCES: list[tuple[str, dict[str, Any]]] = [
     ("fedavg", {}),
@@ -112,6 +112,7 @@ DEFENCES: list[tuple[str, dict[str, Any]]] = [
     ("krum", {"faulty": 3}),
     ("krum", {"faulty": 3, "choose": 6}),
     ("geometric-median", {}),
+    ("bulyan", {"faulty": 1}),
 ]
 
 
@@ -126,7 +127,7 @@ def attacked(name: str, options: dict[str, Any], attack: str) -> float:
         parts,
         perceptron(64, 32, 10, seed=1),
         ROBUST_PLAN,
-        poison={} if poison is None else dict.fromkeys(range(3), poison),
+        poison={} if poison is None else {i: poison(i) for i in range(3)},
     )
     with np.errstate(all="ignore"):  # a model that was carried off has scores without end
         return federation.run(ROBUST_ROUNDS)[-1]
@@ -190,7 +191,7 @@ def private_run(clients: int, where: str, epsilon: float | None) -> float:
 
 def private() -> Iterator[Sequence[str]]:
     yield "clients", "noise", *("without" if e is None else f"ε = {e:g}" for e in EPSILONS)
-    for clients, where in ((100, "central"), (479, "central"), (479, "local")):
+    for clients, where in ((100, "central"), (479, "central")):
         yield str(clients), where, *(percent(private_run(clients, where, e)) for e in EPSILONS)
 
 
