@@ -348,7 +348,7 @@ class FederateSource(Source):
 
 def _evaluation(held: HeldOut, trainer: Trainer, context: Context) -> Evaluate:
     """Evaluates a model on examples of a file."""
-    examples = _held_out(held, context)
+    examples = read_examples(held, context)
     trainer.evaluate(examples)  # the first model, to find out now whether it takes them
 
     def evaluate(weights: Any) -> dict[str, float]:
@@ -358,7 +358,7 @@ def _evaluation(held: HeldOut, trainer: Trainer, context: Context) -> Evaluate:
     return evaluate
 
 
-def _held_out(held: HeldOut, context: Context) -> Examples:
+def read_examples(held: HeldOut, context: Context) -> Examples:
     """:raises ConfigError: the file cannot be read, or has not these arrays."""
     import numpy as np
 
@@ -369,10 +369,10 @@ def _held_out(held: HeldOut, context: Context) -> Examples:
         with np.load(path, allow_pickle=False) as loaded:
             missing = [name for name in (held.x, held.y) if name not in loaded.files]
             if missing:
-                raise ConfigError(f"evaluate: {path.name} has no array {missing[0]!r}, but {', '.join(loaded.files)}")
+                raise ConfigError(f"{path.name} has no array {missing[0]!r}, but {', '.join(loaded.files)}")
             x, y = loaded[held.x].astype(np.float32), loaded[held.y]
     except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"evaluate: cannot read {path}: {error}") from None
+        raise ConfigError(f"cannot read {path}: {error}") from None
     if len(x) != len(y) or not len(x):
-        raise ConfigError(f"evaluate: {path.name} has {len(x)} inputs and {len(y)} labels")
+        raise ConfigError(f"{path.name} has {len(x)} inputs and {len(y)} labels")
     return Examples(x * np.float32(held.scale), y.astype(np.float32 if y.dtype.kind == "f" else np.int64))

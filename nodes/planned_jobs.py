@@ -34,12 +34,23 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
             if config.trainer.plain() != first[2].trainer.plain():
                 said = f"not the trainer of {first[0]!r}, which has the same job: {_differ(first[2], config)}"
                 yield Problem(("nodes", name, kind, "trainer"), said)
+            if config.broker is None and (apart := _apart(topology, first, name)):
+                yield Problem(("nodes", name, kind), apart, on_key=True)
             if kind == "train":
                 client = getattr(config, "client", None) or name
                 if client in clients:
                     where = ("nodes", name, kind, "client" if getattr(config, "client", None) else "job")
                     yield Problem(where, f"{clients[client]!r} is the client {client!r} of the job {job!r} already")
                 clients.setdefault(client, name)
+
+
+def _apart(topology: Topology, first: tuple[str, str, JobOptions], name: str) -> str:
+    """Why a node and the first one of its job would not hear each other; empty: they would."""
+    there = first[2].broker or topology.hosts[topology.nodes[first[0]].host]
+    here = topology.hosts[topology.nodes[name].host]
+    if there == here or "://" in there:
+        return ""
+    return f"its broker is {here!r}, and {first[0]!r}, which has the same job, is at {there!r}; say with 'broker' where they meet"
 
 
 def _differ(one: JobOptions, other: JobOptions) -> str:

@@ -119,9 +119,9 @@ class Party:
             await asyncio.gather(drive, *helpers, return_exceptions=True)
 
     async def close(self) -> None:
-        """Say that we are gone, unless the machine is over and has said all that it wanted, and leave."""
+        """Say that we are gone, as our will would, and leave."""
         will = self.machine.will()
-        if self._opened and not self.over and will is not None and self._bus.connected:
+        if self._opened and will is not None and self._bus.connected:
             with contextlib.suppress(BusError, TimeoutError):
                 async with asyncio.timeout(_FAREWELL):
                     await (await self._bus.publish([self._publication(will)]))

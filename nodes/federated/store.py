@@ -191,3 +191,19 @@ class Kept(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return int(self._store.select("SELECT count(*) FROM kept")[0][0])
+
+
+def look(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows and the small keys of a store that another process may have open; nothing is changed.
+
+    :raises RunError: it is not there, or no such store.
+    """
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            rows = [_decode(row) for (row,) in db.execute("SELECT row FROM rows ORDER BY number")]
+            return rows, {key: _decode(v) for key, v in db.execute("SELECT key, value FROM kept WHERE file IS NULL")}
+        finally:
+            db.close()
+    except (sqlite3.Error, msgspec.DecodeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import shutil
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import brokers
 import numpy as np
 import pytest
 from harness import rows, run, until
 
+from nodes.cli import _jobs, main
 from nodes.federated import wire
 from nodes.federated.store import Store
 from nodes.federated.weights import Weights, minus, norm, shapes
@@ -109,10 +115,28 @@ def last_model(state: Path) -> Weights:
         store.close()
 
 
+def counted(path: Path) -> int:
+    """Rounds in the table so far."""
+    try:
+        return int(rows(path, "SELECT count(*) FROM store")[0][0])
+    except sqlite3.Error:
+        return 0
+
+
 @pytest.mark.parametrize("kind", [brokers.param("embedded"), brokers.param("mosquitto")])
-def test_three_gateways_learn_together_and_the_curve_is_in_a_table(kind: str, tmp_path: Path) -> None:
+def test_three_gateways_learn_together_and_the_curve_is_in_a_table(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = parts(tmp_path, 3, iid=False)
-    outcome = run(topology(tmp_path, [len(each) for each in data], kind, rounds="20"))
+    path = topology(tmp_path, [len(each) for each in data], kind, rounds="20")
+    outcome = run(path)
+    told = {"--state": str(tmp_path / "state"), "--out": str(tmp_path / "curve.svg")}
+    flags = [word for pair in told.items() for word in pair]
+    assert [main.run(["fl", word, str(path), *flags]) for word in ("status", "rounds", "clients", "compare")] == [0] * 4
+    said = capsys.readouterr().out
+    assert "left here: 20 rounds, over (rounds)" in said
+    assert sum(line.split()[:2] == [str(n), "committed"] for n in range(1, 21) for line in said.splitlines()) == 20
+    ElementTree.fromstring((tmp_path / "curve.svg").read_text())  # noqa: S314 - our own
     assert outcome.complete
     assert outcome.findings == []
     curve = rows(
@@ -142,18 +166,12 @@ def test_killed_again_and_again_it_gives_the_same_weights(tmp_path: Path) -> Non
     rounds = 150
 
     async def meddle(supervisor: Supervisor) -> None:
-        curve = tmp_path / "rounds.sqlite"
-
-        def done() -> int:
-            try:
-                return int(rows(curve, "SELECT count(*) FROM store")[0][0])
-            except sqlite3.Error:
-                return 0
+        def over(than: int) -> Callable[[], bool]:
+            return lambda: counted(tmp_path / "rounds.sqlite") > than or supervisor.views["lead"].gone
 
         for death in range(20):
             await until(lambda: supervisor.views["lead"].state == "ready", within=30)
-            at = done()
-            await until(lambda at=at: done() > at or supervisor.views["lead"].gone, within=30)
+            await until(over(counted(tmp_path / "rounds.sqlite")), within=30)
             await asyncio.sleep(drawn.uniform(0, 0.01))  # somewhere within a round
             if supervisor.views["lead"].gone:
                 raise AssertionError(f"it was over after {death} deaths")
@@ -176,20 +194,100 @@ def test_killed_again_and_again_it_gives_the_same_weights(tmp_path: Path) -> Non
         assert norm(minus(weights, loop(data, rounds))) < 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [brokers.param("embedded"), brokers.param("mosquitto")])
+def test_the_broker_dies_under_a_job_and_it_goes_on(kind: str, tmp_path: Path) -> None:
+    """It forgets everything, also what was retained; the parties say it again."""
+    data = parts(tmp_path, 3, iid=False)
+    with brokers.started(kind, tmp_path) as broker:
+        path = topology(tmp_path, [len(each) for each in data], rounds="120", deadline="5s", retries="50")
+        path.write_text(path.read_text().replace("{run: embedded}", f"{{url: '{broker.url}'}}"))
+
+        async def kill(supervisor: Supervisor) -> None:
+            for at in (10, 40):
+                await until(lambda at=at: counted(tmp_path / "rounds.sqlite") >= at, within=30)  # type: ignore[misc] # its default
+                await asyncio.to_thread(broker.stop, kill=True)
+                await asyncio.to_thread(broker.start)
+
+        outcome = run(path, meddle=kill, within=55)
+    assert outcome.complete
+    assert outcome.findings == []
+    assert rows(tmp_path / "rounds.sqlite", "SELECT max(version) FROM store") == [(120,)]
+
+
+def test_a_job_that_runs_tells_who_is_there_and_ends_when_it_is_told(tmp_path: Path) -> None:
+    data = parts(tmp_path, 2, iid=True)
+    path = topology(tmp_path, [len(each) for each in data], rounds="1000000", together=True)
+    heard: list[Any] = []
+
+    async def ask(supervisor: Supervisor) -> None:
+        await until(lambda: (book := supervisor.views["store"].books) is not None and book.passed > 3)
+        place, (job,) = _jobs.jobs(path, tmp_path / "state", None)
+        assert await _jobs.listen(place, job) == ""
+        heard.append(job)
+        supervisor.end()  # as --duration does: nobody waits for the end of the job
+
+    outcome = run(path, meddle=ask)
+    assert outcome.complete
+    assert outcome.findings == []
+    (job,) = heard
+    assert {name: (client.here, client.samples) for name, client in job.clients.items()} == {
+        f"learn-{k}": (True, len(data[k])) for k in range(2)
+    }
+    assert job.call.round > 3
+    assert job.model.version >= 3
+    assert job.rows
+
+
+def test_messages_that_do_not_fit_are_dead_letters_and_the_others_are_learned_from(tmp_path: Path) -> None:
+    data = parts(tmp_path, 1, iid=True)
+    np.savez(tmp_path / "odd.npz", images=np.zeros((3, 5, 5), np.uint8), labels=np.zeros(3, np.int64))
+    np.savez(tmp_path / "class.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.full(2, 12))
+    path = topology(tmp_path, [len(data[0])], rounds="2")
+    text = path.read_text().replace(
+        "from: {camera-0: {delivery: safe}}", "from: {camera-0: &safe {delivery: safe}, odd: *safe, class: *safe}"
+    )
+    path.write_text(
+        text
+        + "  odd: {ingest: {source: arrays, path: odd.npz}}\n  class: {ingest: {source: arrays, path: class.npz}}\n"
+    )
+    outcome = run(path)
+    assert outcome.complete
+    assert outcome.findings == []
+    books = outcome.nodes["learn-0"].books
+    assert books is not None
+    assert (books.passed, books.dead) == (len(data[0]), {"rejected": 5})
+    assert rows(tmp_path / "rounds.sqlite", "SELECT samples FROM store") == [(len(data[0]),)] * 2
+
+
 def test_what_was_stopped_goes_on_and_what_is_over_stays_over(tmp_path: Path) -> None:
     data = parts(tmp_path, 3, iid=False)
-    path = topology(tmp_path, [len(each) for each in data], rounds="60", together=True)
+    path = topology(tmp_path, [len(each) for each in data], rounds="250", together=True)
 
     async def stop(supervisor: Supervisor) -> None:
-        await until(lambda: (book := supervisor.views["store"].books) is not None and book.passed > 5)
+        await until(lambda: counted(tmp_path / "rounds.sqlite") > 5)
         await supervisor.stop()
 
     outcome = run(path, meddle=stop)
     assert not outcome.complete
     before = rows(tmp_path / "rounds.sqlite", "SELECT count(*) FROM store")[0][0]
-    assert 5 < before < 60
+    assert 5 < before < 250
     assert run(path).complete
-    assert rows(tmp_path / "rounds.sqlite", "SELECT count(*), max(version) FROM store") == [(60, 60)]
-    assert norm(minus(last_model(tmp_path / "state"), loop(data, 60))) < 1e-4
+    assert rows(tmp_path / "rounds.sqlite", "SELECT count(*), max(version) FROM store") == [(250, 250)]
+    assert norm(minus(last_model(tmp_path / "state"), loop(data, 250))) < 1e-4
     assert run(path).complete, "over is over: it says so again, and ends"
-    assert rows(tmp_path / "rounds.sqlite", "SELECT count(*), max(version) FROM store") == [(60, 60)]
+    assert rows(tmp_path / "rounds.sqlite", "SELECT count(*), max(version) FROM store") == [(250, 250)]
+
+
+def test_the_example_knows_together_what_none_knows_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "federated"
+    shutil.copytree(DIGITS, folder, ignore=shutil.ignore_patterns(".penstock", "*.sqlite*", "*.svg"))
+    assert run(folder / "topology.yaml").complete
+    command = [sys.executable, str(DIGITS / "plot.py"), "--folder", str(folder)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50).stdout
+    accuracy = {
+        name: float(value.rstrip("%")) for name, _, value in (line.partition(": ") for line in said.splitlines())
+    }
+    assert accuracy.pop("together") >= 95
+    assert max(accuracy.values()) < 65
+    ElementTree.fromstring((folder / "accuracy.svg").read_text())  # noqa: S314 - our own

@@ -1,7 +1,7 @@
 """Make the example's data: what three gateways see of handwritten digits, and what none of them sees.
 
     pip install scikit-learn
-    python examples/federated/make_data.py
+    python examples/federated/make_gateways.py
 
 Writes ``gateway-a.npz``, ``gateway-b.npz``, ``gateway-c.npz`` and ``held_out.npz``: images uint8 [n, 8, 8] in 0..255, and their
 labels. Every fourth image of the data set is held out. Of the others each gateway sees the digits in :data:`SEEN` only; what two

@@ -1,0 +1,123 @@
+"""What there is to know of the federated jobs of a topology: from the bus while they run, from this disk when they do not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import BusError, ConfigError
+
+if TYPE_CHECKING:
+    from broker.bus import Bus
+    from nodes.cli._reach import Place
+    from nodes.federated.wire import Call, Manifest, Presence
+    from nodes.planned import PlannedNode
+
+QUIET = 0.4
+"""Seconds without anything new after which all that is retained has come."""
+LISTENS = 1.5
+"""Seconds that are listened at most."""
+PATIENCE = 5.0
+"""Seconds that a broker may take to let us in."""
+
+
+@dataclass
+class Job:
+    """One job.
+
+    :param leads: the node that leads it, where it is in this topology.
+    :param rows: of its rounds, as they were committed here; empty where it is led on another machine.
+    :param call: what the bus says; None: nothing was heard.
+    """
+
+    name: str
+    members: list[PlannedNode]
+    leads: PlannedNode | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, Any] = field(default_factory=dict)
+    call: Call | None = None
+    model: Manifest | None = None
+    clients: dict[str, Presence] = field(default_factory=dict)
+
+
+def jobs(path: Path, state: Path | None, only: str | None) -> tuple[Place, list[Job]]:
+    """The jobs of a topology, with what is on the disk.
+
+    :raises TopologyError: the file is wrong.
+    :raises ConfigError: it has no job, or none of that name.
+    """
+    from nodes.cli._reach import Place
+    from nodes.federated.store import look
+    from nodes.plan import prepare
+    from schemas.errors import did_you_mean
+
+    plan = prepare(path, state=state)
+    place = Place(plan.topology, state if state is not None else plan.topology.base / ".penstock" / plan.topology.name)
+    found: dict[str, Job] = {}
+    for node in plan.nodes.values():
+        if node.kind not in {"train", "federate"}:
+            continue
+        name = node.config.job  # type: ignore[attr-defined] # both kinds have it
+        job = found.setdefault(name, Job(name, []))
+        job.members.append(node)
+        if node.kind == "federate":
+            job.leads = node
+            store = place.state / node.name / f"{name}.sqlite"
+            if store.is_file():
+                job.rows, job.kept = look(store)
+    if not found:
+        raise ConfigError(f"{path} has no federated job: no node is of the kind train or federate")
+    if only is not None and only not in found:
+        raise ConfigError(f"there is no job {only!r}{did_you_mean(only, found)}")
+    return place, [job for name, job in found.items() if only in {None, name}]
+
+
+async def listen(place: Place, job: Job) -> str:
+    """Hear what is retained of a job; gives why nothing could be heard, or nothing."""
+    try:
+        bus = _bus(place, job)
+        async with asyncio.timeout(PATIENCE):
+            await bus.open()
+    except (BusError, ConfigError, TimeoutError) as error:
+        return str(error) or "the broker does not answer"
+    try:
+        root = f"{place.topology.name}/fed/{job.name}"
+        subscription = await bus.subscribe([f"{root}/round", f"{root}/model", f"{root}/c/+/state"])
+        with contextlib.suppress(TimeoutError):
+            until = asyncio.get_running_loop().time() + LISTENS  # a job that goes on is never quiet
+            while (left := until - asyncio.get_running_loop().time()) > 0:
+                async with asyncio.timeout(min(QUIET, left)):
+                    deliveries = await subscription.receive()
+                for delivery in deliveries:
+                    _hear(job, delivery.topic[len(root) + 1 :].split("/"), bytes(delivery.payload))
+                subscription.acknowledge(deliveries)
+    finally:
+        await bus.close()
+    return ""
+
+
+def _bus(place: Place, job: Job) -> Bus:
+    from broker.connect import connect
+
+    node = job.leads or job.members[0]
+    broker: str = node.config.broker or node.broker  # type: ignore[attr-defined] # both kinds have it
+    if "://" in broker:
+        return connect(broker, patience=PATIENCE)
+    return place.bus(broker, "", patience=PATIENCE)
+
+
+def _hear(job: Job, topic: list[str], payload: bytes) -> None:
+    from nodes.federated import wire
+    from schemas.errors import PayloadError
+
+    with contextlib.suppress(PayloadError):  # somebody else's: it is not a job's
+        match topic:
+            case ["round"]:
+                job.call = wire.hear(wire.Call, payload)
+            case ["model"]:
+                job.model = wire.hear(wire.Manifest, payload)
+            case ["c", client, "state"] if payload:
+                job.clients[client] = wire.hear(wire.Presence, payload)
