@@ -256,6 +256,7 @@ class SourceRuntime(Runtime):
     def __init__(self, topology: str, spec: NodeSpec, state: Path, links: Links, source: Source) -> None:
         super().__init__(topology, spec, state, links)
         self.source = source
+        self.pace.hurried = source.awaits or any(port.safe for port in spec.outputs)
         self._stream = ""
         self._count = 0
         self._chunks: list[Chunk] = []
