@@ -21,7 +21,8 @@ from typing import Any
 from broker.bus import Receipt
 from nodes import log
 from nodes.assignment import NodeSpec
-from nodes.inputs import FOREIGN, MOST_REPLICAS, REPLAYED, Drops, Inputs, Item
+from nodes.edge import FOREIGN, MOST_REPLICAS, REPLAYED, Drops, Item
+from nodes.inputs import Inputs
 from nodes.journal import Journal, packed
 from nodes.lanes import TAKEOVER
 from nodes.ledger import Books, Entry
@@ -171,8 +172,7 @@ class Runtime(ABC):
             self._commits(),
             self._publish_books(),
             self._fence(),
-            *(self.inputs.receive(edge) for edge in self.inputs.edges.values()),
-            *(self.inputs.receive_end(edge) for edge in self.inputs.edges.values()),
+            *(self.inputs.receive(edge) for edge in self.inputs.edges.values() if edge.remote),
             *(self.inputs.receive_public(edge) for edge in self.inputs.edges.values()),
         ]
         work = asyncio.create_task(self._work(), name=f"{self.name}: work")
@@ -286,7 +286,8 @@ class Runtime(ABC):
             if self.outputs.staged:
                 self.pace.press()
             return
-        await self.outputs.flush(self.outputs.take_staged(), step.mark)
+        if self.outputs.staged:
+            await self.outputs.flush(self.outputs.take_staged(), step.mark)
         self._steps.append(step)
         self._progress()
         while len(self._steps) >= _MOST_STEPS:
@@ -313,7 +314,7 @@ class Runtime(ABC):
             step.entry.bury("too-large", rows)
         if not refused and len(ports := {port for port, _ in emit.sent}) == 1:
             (port,), count = ports, len(emit.sent)
-            step.entry.emit(port, count, rows_of(message for _, message in emit.sent))
+            step.entry.emit(port, count, rows_of([message for _, message in emit.sent]))
             self._sent[port] = self._sent.get(port, 0) + count
             return
         gone = {id(message) for message, _ in refused}
@@ -558,11 +559,11 @@ class Runtime(ABC):
         return messages
 
     def _measure(self, items: Sequence[Item], began: int, ended: int) -> None:
-        latency = self.books.latency
-        latency["wait"].add(began - items[0].arrived, len(items))
-        latency["process"].add((ended - began) // len(items), len(items))
+        latency, count, now = self.books.latency, len(items), time.monotonic()
+        latency["wait"].add(began - items[0].arrived, count, now)
+        latency["process"].add((ended - began) // count, count, now)
         if born := items[0].message.born:
-            latency["since-source"].add(ended - born, len(items))
+            latency["since-source"].add(ended - born, count, now)
 
     # -- dead letters and books ------------------------------------------------------------------------------------
 
