@@ -31,6 +31,7 @@ class LocalSubscription(Subscription):
         self._bus = bus
         self.queue = queue
         queue.on_drop = self._lost
+        queue.on_arrival = None
         self._left: list[Delivery] = []
         self._detached = False
         self.closed = False

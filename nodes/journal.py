@@ -28,7 +28,7 @@ DELETE FROM seen WHERE number IN (
     WHERE newer >= ?
 )
 """
-_TIDY_EVERY = 256
+_TIDY_EVERY = 512
 """Commits after which one also forgets identities that are too old. Who cannot wait for that does it before, in a thread."""
 SEEN = 8192
 """Identities kept per edge, at least; see :class:`broker.window.RecentIds`."""
