@@ -395,7 +395,7 @@ class SinkRuntime(Runtime):
     async def _write(self, items: list[Item]) -> bool:
         step, began = Step(), time.time_ns()
         given = messages = self._admit(items, step)
-        if self._marked:
+        if self._marked:  # an edge is looked up only where it matters: this is done for every batch
             edges = _edges(items)
             messages = [mark(m, edge.name) if (edge := edges[id(m)]).spec.marked else m for m in given]
         if messages:
