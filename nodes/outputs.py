@@ -325,11 +325,15 @@ class Outputs:
     @property
     def at_once(self) -> int:
         """Messages that may be staged before :meth:`room` is to be asked again."""
-        return min((writing.at_once for writing in self._shared.values()), default=sys.maxsize)
+        if not self._shared:
+            return sys.maxsize
+        return min(writing.at_once for writing in self._shared.values())
 
     @property
     def _open(self) -> bool:
         """Every channel has room, and no replica waits for its part."""
+        if not self._channels:  # lanes and shared memory have channels
+            return True
         return (
             all(c.window.room or self._is_taken(c) for c in self._channels.values())
             and not any(lanes.settling for several in self._lanes.values() for lanes in several)
@@ -479,8 +483,11 @@ class Outputs:
 
     def take_staged(self) -> Staged:
         """What was staged so far; the caller passes it to :meth:`flush`."""
-        upto = {key: channel.window.next - 1 for key, channel in self._channels.items()} if self._durable else {}
-        handed = {port: handover.next - 1 for port, handover in self._handovers.items()}
+        upto: dict[str, int] = {}
+        handed: dict[str, int] = {}
+        if self._durable:
+            upto = {key: channel.window.next - 1 for key, channel in self._channels.items()}
+            handed = {port: handover.next - 1 for port, handover in self._handovers.items()}
         staged = Staged(self._staged, self._staged_local, upto, handed)
         self._staged, self._staged_local = [], []
         return staged

@@ -21,7 +21,7 @@ from schemas.messages import Frame, Message, Tensors
 if TYPE_CHECKING:
     from broker.bus import Delivery
     from nodes.channel import Channel
-    from nodes.inputs import Edge
+    from nodes.edge import Edge
 
 LEAST = 64 * 1024
 """Bytes from which a tensor goes by shared memory: below, two hops over sockets cost less than two leases and a handle
