@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sqlite3
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +25,8 @@ from schemas import codec, detached
 from schemas.errors import PayloadError
 from schemas.messages import Frame
 
+ROOT = Path(__file__).parent.parent
+SHM = "/dev/shm"  # noqa: S108 - where the memory is
 SIDE = 256
 """Frames are SIDE by SIDE bytes, all of one value: the number of the frame."""
 
@@ -179,6 +186,71 @@ def test_both_ends_are_killed_and_every_frame_arrives_once(tmp_path: Path, broke
         time.sleep(0.1)
 
 
+def below(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def mapped(pid: int) -> bool:
+    """Whether a process has some of our memory."""
+    try:
+        return f" {SHM}/" in Path(f"/proc/{pid}/maps").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, its parent having looked or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize("broker", BROKERS, indirect=True)
+def test_everything_is_killed_and_the_next_run_goes_on_exactly(tmp_path: Path, broker: str) -> None:
+    """Supervisor, broker and nodes, all in one moment, with frames under way; nobody has time to clean up anything."""
+    path = site(tmp_path, 1500, broker=broker, edge="{delivery: safe}", rate="400/s")
+    state, store, before, names = tmp_path / "state", tmp_path / "out.sqlite", free(), set(os.listdir(SHM))
+    command = [sys.executable, "-m", "nodes.cli.main", "run", str(path), "--state", str(state)]
+    for least in (200, 600):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as penstock:
+            waited_for(lambda least=least: store.exists() and stored(store) > least)  # type: ignore[misc] # mypy knows no default arguments of lambdas
+            victims = below(penstock.pid)
+            shared = [pid for pid in victims if mapped(pid)]
+            for pid in victims:
+                os.kill(pid, signal.SIGSTOP)  # so that nobody sees another die
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+        assert len(shared) == 2, "camera and look have it"
+        waited_for(lambda victims=victims: all(gone(pid) for pid in victims))  # type: ignore[misc] # likewise
+        assert set(os.listdir(SHM)) <= names, "there was no name"
+        waited_for(lambda: before - free() < SIDE * SIDE)
+    outcome = run(path, state=state)
+    assert outcome.complete
+    assert outcome.findings == []
+    assert numbers(tmp_path) == every(1500)
+    assert by_memory(tmp_path) > 750, "what is sent again is sent by MQTT, everything else is not"
+
+
+def stored(store: Path) -> int:
+    try:
+        return int(rows(store, "SELECT count(*) FROM seen")[0][0])
+    except sqlite3.OperationalError:  # no table yet
+        return 0
+
+
+def waited_for(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("broker", BROKERS, indirect=True)
 @pytest.mark.parametrize("edge", ["{delivery: safe}", "{delivery: fast}"])
 def test_who_listens_gets_the_real_bytes(tmp_path: Path, broker: str, edge: str) -> None:
@@ -256,7 +328,7 @@ def test_memory_out_of_reach_is_told_and_the_frames_come_by_mqtt(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     (tmp_path / "sitecustomize.py").write_text(
         "import broker.shared_memory as s\n"
-        "def gone(place):\n    raise s.UnreachableError('no such process')\n"
+        "def gone(*asked):\n    raise s.UnreachableError('no such process')\n"
         "s._reopened = gone\n"
     )
     outcome = run(site(tmp_path, 400, edge="{delivery: safe}", rate="200/s"))
@@ -296,5 +368,5 @@ def test_the_plan_says_which_edges_share_memory_and_one_word_turns_it_off(tmp_pa
 
 
 def free() -> int:
-    found = os.statvfs("/dev/shm")  # noqa: S108 - where the memory is
+    found = os.statvfs(SHM)
     return found.f_bavail * found.f_frsize
