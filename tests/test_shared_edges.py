@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sqlite3
@@ -18,12 +19,15 @@ from brokers import free_port
 from harness import passed, rows, run, until
 
 from broker.connect import connect
+from broker.shared_memory import Reader
+from broker.window import SendWindow
+from nodes.channel import Channel
 from nodes.plan import prepare
-from nodes.sharing import Audience
+from nodes.sharing import BUDGET, Audience, Writing
 from nodes.supervisor import Supervisor
 from schemas import codec, detached
 from schemas.errors import PayloadError
-from schemas.messages import Frame
+from schemas.messages import Frame, Message
 
 ROOT = Path(__file__).parent.parent
 SHM = "/dev/shm"  # noqa: S108 - where the memory is
@@ -305,6 +309,48 @@ def test_who_listens_gets_the_real_bytes(tmp_path: Path, broker: str, edge: str)
     assert any(detached.is_detached(payload) and len(payload) < 1000 for payload in private)
     with pytest.raises(PayloadError):
         codec.decode(next(payload for payload in private if detached.is_detached(payload)))
+
+
+def test_a_reader_that_keeps_many_frames_gets_more_slots() -> None:
+    channel = Channel("out", "out", SendWindow(1, {"look": True}))
+    writing = Writing("camera", "out", channel, readers=["block"], always=False, whole=False)
+    reader, kept, most = Reader(0), [], BUDGET >> 20
+    try:
+        for i in range(most):
+            waited_for(lambda: writing.room)
+            frame = Frame(
+                data=np.full((1024, 1024 - 64), i, np.uint8), layout="HW"
+            )  # with its slot's rounding 1 MB at most
+            payload = writing.encode(Message(str(i), "camera", i, frame))
+            assert detached.is_detached(payload), f"{i} of {most}"
+            kept.append(reader.lease(detached.read(payload).place))
+        assert [array[0] for array in kept] == [*range(most)]
+    finally:
+        kept.clear()
+        writing.close()
+
+
+def test_where_memory_is_full_the_slots_that_are_there_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate, taken = os.posix_fallocate, list[int]()
+
+    def full(fd: int, at: int, size: int) -> None:
+        if len(taken) == 4:  # the head and three slots
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken.append(size)
+        allocate(fd, at, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    channel = Channel("out", "out", SendWindow(1, {"look": True}))
+    writing = Writing("camera", "out", channel, readers=["block"], always=False, whole=False)
+    reader, frame = Reader(0), Frame(data=np.zeros((1024, 1024 - 64), np.uint8), layout="HW")
+    try:
+        for i in range(20):
+            assert writing.room, "nothing is leased, and more there will not be"
+            payload = writing.encode(Message(str(i), "camera", i, frame))
+            assert detached.is_detached(payload)
+            reader.lease(detached.read(payload).place)
+    finally:
+        writing.close()
 
 
 def test_everything_is_published_until_the_broker_says_that_nobody_listens() -> None:
