@@ -35,8 +35,9 @@ _SLOTS = (8, 256)
 """Fewest and most slots."""
 AT_ONCE = 16
 """Most messages that are staged before the ring is asked for room again; at most half of its slots."""
-_GROW = 0.1
-"""Seconds for which no slot gets free until more of them are used."""
+_GROW = 0.5
+"""Seconds for which no slot gets free until more of them are used, from then on. A reader that lost its core for a moment is not
+to cost the cache for ever."""
 _STUCK = 2.0
 """Seconds for which no slot gets free until messages go by MQTT instead."""
 _REST = 64 * 1024
