@@ -217,8 +217,8 @@ class Writing:
         if ring is not None:
             self._forsake()
             self._old.append(ring)
-        if self._keeps:
-            made.reach = slots  # a slot is not free again before its acknowledgement
+        if self._keeps or not self._blocks:
+            made.reach = slots  # a slot is not free before its acknowledgement; or nobody waits until there are more
         self._ring = made
         self.at_once = min(AT_ONCE, working(slots) // 2)
         log.debug("shared memory", port=self._name, slots=slots, bytes=made.size)
