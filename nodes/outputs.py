@@ -34,8 +34,8 @@ _ASK_CHECK = 0.25
 """Seconds between looks for who has had no progress."""
 _MOST_TOPICS = 65536
 """Topics that are remembered, by port and source."""
-_GLANCE = 0.001
-"""Seconds between looks for room in shared memory; a loop's clock may not go by less."""
+_GLANCE = 0.02
+"""Seconds between looks for room in shared memory, should a reader that was killed not have told us of it."""
 _PATIENCE = 5.0
 """Seconds of silence of a consumer before we say that we wait for it."""
 
@@ -342,12 +342,28 @@ class Outputs:
 
     async def room(self) -> None:
         """Wait until every port has room: the back-pressure of the slowest consumer."""
+        if (
+            self._shared
+        ):  # what is staged leaves at the end of the loop's turn; its readers begin while the next is written
+            await asyncio.sleep(0)
         while not self._open:
             self._room.clear()
-            if self._shared:  # a reader that has seen something in shared memory tells nobody
-                await asyncio.sleep(_GLANCE)
+            if self._shared:
+                await self._glance()
             else:
                 await self._room.wait()
+
+    async def _glance(self) -> None:
+        """Wait until there may be room in shared memory, or for a moment."""
+        for writing in self._shared.values():
+            writing.call(self._room.set)
+        if self._open:  # a reader was done before it could read that we wait
+            return
+        timer = asyncio.get_running_loop().call_later(_GLANCE, self._room.set)
+        try:
+            await self._room.wait()
+        finally:
+            timer.cancel()
 
     def stage(self, sent: Sequence[tuple[str, Message]], mark: Mark) -> list[tuple[Message, str]]:
         """Number and encode messages; they leave with :meth:`flush`. ``mark`` is told what to wait for.
