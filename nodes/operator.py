@@ -230,6 +230,9 @@ class Source(ABC):
     """True: what is not taken in time is gone (a camera); the runtime's stream name is new at each start. False: the
     same position gives the same data again, so ids are made from the data and a restart repeats none."""
 
+    awaits: bool = True
+    """False: nobody waits for :meth:`settled`, and a position is worth nothing after a restart: commits may be late."""
+
     async def open(self, position: Any) -> str:
         """Get ready to continue after ``position`` (None: from the beginning).
 
