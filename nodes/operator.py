@@ -8,7 +8,7 @@ the point; each is small and in one file.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -147,10 +147,9 @@ class Operator(ABC):
         :raises MissingError: a library or file is not there.
         """
 
-    def companion(self) -> Coroutine[Any, Any, None] | None:
-        """What runs beside it, in the event loop, from :meth:`open` until it is closed: it waits for what the operator is to take
-        over from outside the stream (a newer model). What it raises fails the node."""
-        return None
+    async def beside(self) -> None:
+        """What it does beside processing, in the event loop: waits for what it is to take over from elsewhere (a newer
+        model). Called once, after :meth:`open`; an exception fails the node. Cancelled when the node leaves."""
 
     @abstractmethod
     def process(self, messages: list[Message], edge: str, emit: Emit) -> None:

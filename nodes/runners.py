@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import groupby
@@ -54,9 +54,8 @@ class OperatorRuntime(Runtime):
             self._thread.shutdown(wait=True, cancel_futures=True)
         self.operator.close()
 
-    def companions(self) -> Sequence[Coroutine[Any, Any, None]]:
-        companion = self.operator.companion()
-        return () if companion is None else (companion,)
+    async def beside(self) -> None:
+        await self.operator.beside()
 
     async def resume(self) -> None:
         if (state := self.journal.get("state")) is not None:

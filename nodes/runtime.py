@@ -13,7 +13,7 @@ import sqlite3
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -157,9 +157,8 @@ class Runtime(ABC):
             self.outputs.left(consumer)
         self.signs.say("ready")
 
-    def companions(self) -> Sequence[Coroutine[Any, Any, None]]:
-        """What else is to run as long as the node works."""
-        return ()
+    async def beside(self) -> None:
+        """What else is done as long as the node works."""
 
     async def resume(self) -> None:
         """Give the operator its committed state back; open a source where it stood."""
@@ -178,7 +177,7 @@ class Runtime(ABC):
             self._fence(),
             *(self.inputs.receive(edge) for edge in self.inputs.edges.values() if edge.remote),
             *(self.inputs.receive_public(edge) for edge in self.inputs.edges.values()),
-            *self.companions(),
+            self.beside(),
         ]
         work = asyncio.create_task(self._work(), name=f"{self.name}: work")
         tasks = [asyncio.create_task(helper, name=f"{self.name}: helper") for helper in helpers]
