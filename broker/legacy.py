@@ -17,7 +17,6 @@ import logging
 import socket
 import ssl
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any
 
 import aiomqtt
@@ -26,6 +25,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import MQTTErrorCode
 
 from broker.bus import Publication
+from broker.legacy_pipe import Pipe
 from broker.session_client import FAREWELL, Client
 from broker.session_dial import PERMANENT
 from broker.session_inbox import Filter, Inbox
@@ -35,117 +35,10 @@ from schemas.errors import BusError, ConnectError
 
 WINDOW = 20
 """QoS 1 publications in flight: MQTT 3.1.1 has no receive maximum, and brokers commonly take this many."""
-ROUNDS = 256
-"""Reads after which others get their turn of the event loop."""
 
 _LOGGER = logging.getLogger("penstock.legacy")
 _LOGGER.addHandler(logging.NullHandler())
 _LOGGER.propagate = False
-
-
-class _Pipe:
-    """One connection: what inbox and outbox ask of a link, in paho's terms."""
-
-    def __init__(self, client: aiomqtt.Client) -> None:
-        self.client = client
-        # paho's documented API does what aiomqtt's does not (manual acknowledgement, PUBACKs in any number); aiomqtt has
-        # no public way to it
-        self.paho: paho.Client = client._client
-        self.closing = False
-        self.paused = False
-        self.progressed = False
-        self.exactly: set[int] = set()  # ids of QoS 2 deliveries
-        self.reason = ""
-        loop = asyncio.get_running_loop()
-        self.lost: asyncio.Future[None] = loop.create_future()
-        self.through: asyncio.Future[None] = loop.create_future()  # the thread that connects has done so, or failed
-        connect = client._client_connect
-
-        def connect_in_thread() -> None:
-            try:
-                connect()
-            finally:
-                loop.call_soon_threadsafe(self.through.set_result, None)
-
-        client._client_connect = connect_in_thread  # type: ignore[method-assign] # the only way to know
-
-    @property
-    def congested(self) -> bool:
-        return self.paho.want_write()
-
-    @congested.setter
-    def congested(self, value: bool) -> None:
-        raise AttributeError("paho knows")
-
-    def write(self, data: bytes) -> None:
-        """Acknowledge: whole PUBACKs of four bytes each."""
-        if self.closing:
-            return
-        for i in range(0, len(data), 4):
-            packet_id = int.from_bytes(data[i + 2 : i + 4], "big")
-            qos = 2 if packet_id in self.exactly else 1
-            self.exactly.discard(packet_id)
-            self.paho.ack(packet_id, qos)
-
-    def pause(self) -> None:
-        sock = self.paho.socket()
-        if not self.paused and sock is not None and not self.closing:
-            self.paused = True
-            asyncio.get_running_loop().remove_reader(sock.fileno())
-
-    def resume(self) -> None:
-        if self.paused:
-            self.paused = False
-            self.listen()
-            asyncio.get_running_loop().call_soon(self.read)  # some may be in paho's hands already
-
-    def listen(self) -> None:
-        """Read with :meth:`read` from here on, not one packet at a time as aiomqtt does."""
-        sock = self.paho.socket()
-        if sock is not None and not self.closing:
-            asyncio.get_running_loop().add_reader(sock.fileno(), self.read)
-
-    def read(self) -> None:
-        for _ in range(ROUNDS):
-            if self.paused or self.closing:
-                return
-            self.progressed = False
-            try:
-                self.paho.loop_read()
-            except Exception as error:  # noqa: BLE001 # paho lets socket and parser errors of many kinds through
-                self.lose(f"connection lost: {error}")
-                return
-            if not self.progressed:
-                return
-        asyncio.get_running_loop().call_soon(self.read)
-
-    def send(self) -> None:
-        """The socket takes more of what paho has."""
-        try:
-            self.paho.loop_write()
-        except Exception as error:  # noqa: BLE001 # as in read
-            self.lose(f"connection lost: {error}")
-
-    def lose(self, reason: str) -> None:
-        """The link is of no use any more."""
-        self.reason = self.reason or reason
-        self.closing = True
-        mqtt, sock = self.paho, self.paho.socket()
-        # from here on paho must not call anybody: what it would do to the socket is done
-        mqtt.on_socket_register_write = mqtt.on_socket_unregister_write = mqtt.on_socket_close = None
-        mqtt.on_disconnect = mqtt.on_message = mqtt.on_publish = None
-        if sock is not None:
-            if sock.fileno() >= 0:
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(sock.fileno())
-                loop.remove_writer(sock.fileno())
-            with suppress(OSError):
-                sock.close()
-        misc = self.client._misc_task
-        if misc is not None:
-            misc.cancel()
-        if not self.lost.done():
-            self.lost.set_result(None)
 
 
 class _LegacyOutbox(Outbox):
@@ -153,7 +46,7 @@ class _LegacyOutbox(Outbox):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pipe: _Pipe | None = None
+        self.pipe: Pipe | None = None
         self.ours: dict[int, int] = {}  # paho's message id → our packet id
 
     def detach(self) -> None:
@@ -194,9 +87,9 @@ class Legacy(Client):
         super().__init__(url, options, impatient=impatient)
         self._inbox = Inbox(65535, self._on_free, surplus=self.options.receive_maximum)
         self._sender = self._outbox = _LegacyOutbox()
-        self._pipe: _Pipe | None = None
-        self._last: _Pipe | None = None  # as _pipe, but stays when detached
-        self._dialling: _Pipe | None = None
+        self._pipe: Pipe | None = None
+        self._last: Pipe | None = None  # as _pipe, but stays when detached
+        self._dialling: Pipe | None = None
         self._turning = False
         self._tls: ssl.SSLContext | None = None
         self._asking: set[asyncio.Task[None]] = set()
@@ -240,7 +133,7 @@ class Legacy(Client):
         if self.address.tls and self._tls is None:
             self._tls = await asyncio.to_thread(self.options.tls)
         client = self._client()
-        pipe = _Pipe(client)
+        pipe = Pipe(client)
         self._dialling = pipe
         self._listen(pipe)
         entering = asyncio.ensure_future(client.__aenter__())
@@ -261,7 +154,7 @@ class Legacy(Client):
             raise self._refusal(error) from error
         return pipe.lost
 
-    def _abandon(self, entering: asyncio.Task[Any], pipe: _Pipe) -> None:
+    def _abandon(self, entering: asyncio.Task[Any], pipe: Pipe) -> None:
         """Hang up as soon as the thread that connects is through: it cannot be stopped. Closing waits for it."""
 
         def through(_: object) -> None:
@@ -287,7 +180,7 @@ class Legacy(Client):
             return ConnectError(f"{self.address}: certificate refused: {cause.verify_message}", permanent=True)
         return ConnectError(f"{self.address}: {error}", permanent=isinstance(cause, ssl.SSLError))
 
-    def _listen(self, pipe: _Pipe) -> None:
+    def _listen(self, pipe: Pipe) -> None:
         """Put our callbacks where aiomqtt's are; they run in the event loop."""
         mqtt = pipe.paho
         entered = mqtt.on_connect
@@ -340,7 +233,7 @@ class Legacy(Client):
         self._inbox.turn()
         self._outbox.progress()
 
-    def _attach(self, pipe: _Pipe, *, resumed: bool) -> None:
+    def _attach(self, pipe: Pipe, *, resumed: bool) -> None:
         """The broker accepted. Called before anything else that it sent is looked at."""
         sock = pipe.paho.socket()
         raw = getattr(sock, "_socket", sock)  # a WebSocket wraps it
@@ -395,7 +288,7 @@ class Legacy(Client):
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
-    async def _subscribe(self, pipe: _Pipe, found: Filter) -> None:
+    async def _subscribe(self, pipe: Pipe, found: Filter) -> None:
         try:
             codes = await pipe.client.subscribe(found.pattern, found.qos, timeout=self.options.timeout)
         except ValueError:  # paho looks at filters itself
@@ -406,7 +299,7 @@ class Legacy(Client):
             code = codes[0] if codes else 128
             self._subscribed(found, code if isinstance(code, int) else code.value)
 
-    async def _unsubscribe_at(self, pipe: _Pipe, pattern: str) -> None:
+    async def _unsubscribe_at(self, pipe: Pipe, pattern: str) -> None:
         try:
             await pipe.client.unsubscribe(pattern, timeout=self.options.timeout)
         except (ValueError, aiomqtt.MqttError):
@@ -415,7 +308,7 @@ class Legacy(Client):
 
     # receiving
 
-    def _on_message(self, pipe: _Pipe, message: paho.MQTTMessage) -> None:
+    def _on_message(self, pipe: Pipe, message: paho.MQTTMessage) -> None:
         if self._pipe is not pipe:
             return
         if message.retain and not self._inbox.wants_retained(message.topic):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import ClassVar
 
@@ -31,6 +31,7 @@ class LocalSubscription(Subscription):
         self._bus = bus
         self.queue = queue
         queue.on_drop = self._lost
+        queue.on_arrival = None
         self._left: list[Delivery] = []
         self._detached = False
         self.closed = False
@@ -58,8 +59,16 @@ class LocalSubscription(Subscription):
             finally:
                 queue.reader = None
 
+    def tell(self, arrived: Callable[[], None]) -> None:
+        """Call ``arrived`` whenever something is queued, and when it ends. For who has several and calls :meth:`take`."""
+        self.queue.on_arrival = arrived
+
     async def receive(self) -> list[Delivery]:
         await self.arrived()
+        return self.take()
+
+    def take(self) -> list[Delivery]:
+        """What :meth:`receive` gives, without waiting; nothing, if nothing is queued."""
         if self._detached:
             taken, self._left = self._left, []
             return taken
@@ -194,10 +203,13 @@ class LocalBus(Bus):
         if not publications:
             receipt.set_result(None)
             return receipt
-        batch = Batch(receipt, len(publications))
+        batch, accepted = Batch(receipt, len(publications)), 0
         try:
-            async with self._order:
-                await self._accept(publications, batch)
+            if not self._order.locked() and self._since_turn < TURN:
+                accepted = self._accept(publications, 0, batch)
+            if accepted < len(publications):
+                async with self._order:
+                    await self._accept_all(publications, accepted, batch)
         except BaseException:
             receipt.cancel()
             raise
@@ -206,12 +218,22 @@ class LocalBus(Bus):
             receipt.add_done_callback(self._receipts.discard)
         return receipt
 
-    async def _accept(self, publications: Sequence[Publication], batch: Batch) -> None:
-        index, count = 0, len(publications)
-        while index < count:
+    async def _accept_all(self, publications: Sequence[Publication], index: int, batch: Batch) -> None:
+        """Those from ``index`` on; waits where there is no room, and gives others their turn."""
+        while True:
             if self._since_turn >= TURN:
                 self._since_turn = 0
                 await asyncio.sleep(0)
+            index = self._accept(publications, index, batch)
+            if index == len(publications):
+                return
+            if self._since_turn < TURN:
+                await self.hub.room()
+
+    def _accept(self, publications: Sequence[Publication], index: int, batch: Batch) -> int:
+        """Those from ``index`` on, as far as there is room and our turn lasts; the first that was not handed over."""
+        count = len(publications)
+        while index < count and self._since_turn < TURN:
             stop = min(count, index + TURN - self._since_turn)
             sound = index
             last: str | None = None
@@ -222,17 +244,18 @@ class LocalBus(Bus):
                     break
                 last = topic
                 sound += 1
-            while index < sound:
+            if index < sound:
                 if not self.connected:
                     raise ClosedError("the bus is closed" if self._closed else "the bus is not open")
                 reached = self.hub.offer_run(publications, index, sound, batch)
                 self._since_turn += reached - index
                 index = reached
                 if index < sound:
-                    await self.hub.room()
+                    break
             if index < stop:
                 self._refuse(publications[index], batch, index)
                 index += 1
+        return index
 
     def _refuse(self, publication: Publication, batch: Batch, index: int) -> None:
         """It is no publication of ours: its receipt says so, the others go on."""

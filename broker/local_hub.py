@@ -44,6 +44,7 @@ class Queue:
     given: dict[int, Delivery] = field(default_factory=dict)  # by id(): received, unacknowledged, in order
     dropped: int = 0
     on_drop: Callable[[Delivery], None] | None = None
+    on_arrival: Callable[[], None] | None = None
     reader: asyncio.Future[None] | None = None
     online: bool = True
 
@@ -70,6 +71,8 @@ class Queue:
                 waiting.done()
 
     def wake(self) -> None:
+        if self.on_arrival is not None:
+            self.on_arrival()
         if self.reader is not None and not self.reader.done():
             self.reader.set_result(None)
 

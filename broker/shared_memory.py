@@ -7,11 +7,16 @@ A slot is *leased*, not looked at twice: whoever reads a slot holds the kernel's
 lock alone, and a lock goes with its process. A generation says what is in a slot; it is 0 while a slot is written, so what
 a killed writer left half done is never taken for whole. ``docs/decisions/0014-shared-memory.md`` says why it is done so.
 
+A writer that has no room leaves word which generation it waits for, and whoever ends the lease of that one rings a bell: a
+byte in a pipe, which a reader opens as it opens the memory. A bell may stay silent (its reader was killed, or read something
+else), so whoever waits for it looks from time to time all the same.
+
 Linux only; the locks are those of open files (``F_OFD_SETLK``). Nothing here knows what the bytes mean.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -20,8 +25,9 @@ import struct
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from schemas.detached import Place
@@ -32,8 +38,8 @@ if TYPE_CHECKING:
 FOLDER = "/dev/shm"  # noqa: S108 - where the system keeps memory that is shared
 MOST_READERS = 32
 MOST_SLOTS = 512
-_TRIES = 1
-"""Slots that are still leased after which no more are tried: leases end in about the order in which they began."""
+_FEWEST = 8
+"""Slots that a ring has in use at least, if it has as many: half of them are written while the others are read."""
 ALIGNMENT = 64
 """Bytes that the parts of a slot begin at multiples of: a cache line."""
 ATTACHING = 2.0
@@ -41,6 +47,8 @@ ATTACHING = 2.0
 
 _MAGIC = b"penstock"
 _PAGE = mmap.PAGESIZE
+_WANTED = 32
+"""Word with the generation at whose end the bell is to be rung; 0: nobody waits."""
 _SEEN = 64
 """Word at which the readers' marks begin; each has a cache line."""
 _STRIDE = 8
@@ -48,7 +56,7 @@ _SLOTS_AT = 4096
 """First byte of the file whose lock stands for a slot; the bytes before stand for the readers."""
 _LOCK = struct.Struct("hhqqi4x")
 _MARK = 16
-_HEAD = struct.Struct(f"8s{_MARK}sQQ")
+_HEAD = struct.Struct(f"8s{_MARK}sQQQ")
 
 
 class UnreachableError(OSError):
@@ -73,6 +81,11 @@ def _lock(fd: int, kind: int, at: int) -> bool:
     return True
 
 
+def working(slots: int) -> int:
+    """How many of a ring's slots are in use while readers keep up: the fewer, the more of them are in the processor's cache."""
+    return min(slots, max(slots // 4, _FEWEST))
+
+
 class Ring:
     """The writer's side. Not thread-safe.
 
@@ -81,6 +94,8 @@ class Ring:
     :param waits: for each reader whether a slot is kept for it until it has seen it (True), or may be written anew before.
     :param patience: seconds for which a reader that has not come yet is waited for.
     :raises OSError: there is no memory of this kind, or it is full.
+    :ivar reach: most slots that are in use; whoever finds them too few says more. Fewer where there is no more memory.
+    :ivar bell: descriptor that is readable after :meth:`call`; :meth:`hush` when it is.
     """
 
     def __init__(self, slots: int, size: int, waits: Sequence[bool], *, patience: float = ATTACHING) -> None:
@@ -98,12 +113,13 @@ class Ring:
         except BaseException:
             os.close(self._fd)
             raise
-        _HEAD.pack_into(self._memory, 0, _MAGIC, self.mark, slots, self.size)
+        self.bell, self._rope = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        _HEAD.pack_into(self._memory, 0, _MAGIC, self.mark, slots, self.size, self._rope)
         self._view = memoryview(self._memory)
-        self._seen = self._view[:_PAGE].cast("Q")
+        self._words = self._view[:_PAGE].cast("Q")
         self._generations = self._view[_PAGE : 2 * _PAGE].cast("Q")
+        self.reach = working(slots)
         self._backed = 0
-        self._full = False
         self._held = [0] * slots  # generation of each slot
         self._sent: deque[int] = deque()  # slots by generation, of which some reader has not seen all
         self._used: deque[int] = deque()  # slots that were seen by all and are leased or pinned, or were
@@ -132,20 +148,32 @@ class Ring:
         least = self._least()
         while sent and held[sent[0]] <= least:
             used.append(sent.popleft())
-        tries = len(used)
-        while tries and len(claimed) < most:
+        for _ in range(len(used)):
+            if len(claimed) >= most:
+                break
             slot = used.popleft()
             if slot not in self._pinned and self._take(slot):
                 claimed.append(slot)
-                tries -= 1
             else:
                 used.append(slot)
-                tries = min(tries - 1, _TRIES)
-        while len(claimed) < most and self._backed < self.slots and (new := self._back()) is not None:
+        while len(claimed) < most and self._backed < self.reach and (new := self._back()) is not None:
             claimed.append(new)
         if not claimed and (late := self._late()) is not None:
             claimed.append(late)
         return len(claimed)
+
+    def call(self, most: int) -> None:
+        """Have :attr:`bell` rung once ``most`` slots are likely to be there for :meth:`claim`, which is to be asked again then:
+        whoever had one before this call rings no more.
+        """
+        missing = most - len(self._claimed)
+        busy = sorted(self._held[slot] for slot in chain(self._used, self._sent) if slot not in self._pinned)
+        self._words[_WANTED] = busy[min(missing, len(busy)) - 1] if missing > 0 and busy else 0
+
+    def hush(self) -> None:
+        """Take what was rung."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.bell, 4096)
 
     def put(self, parts: Sequence[Any], number: int = 0) -> tuple[Place, list[int]] | None:
         """Copy ``parts`` (C-contiguous buffers) into a slot.
@@ -192,14 +220,15 @@ class Ring:
 
     def close(self) -> None:
         """Give the memory up; readers keep theirs until they are done."""
-        for part in (self._seen, self._generations, self._view):
+        for part in (self._words, self._generations, self._view):
             part.release()
         self._memory.close()
-        os.close(self._fd)
+        for fd in (self._fd, self.bell, self._rope):
+            os.close(fd)
 
     def _least(self) -> int:
         """Every reader has seen the generations up to here."""
-        seen = self._seen
+        seen = self._words
         return min([seen[_SEEN + _STRIDE * i] for i in range(len(self._waits))], default=self.generation)
 
     def _late(self) -> int | None:
@@ -207,7 +236,7 @@ class Ring:
         waited = [
             seen
             for i, waits in enumerate(self._waits)
-            if waits and self._there(i, seen := self._seen[_SEEN + _STRIDE * i])
+            if waits and self._there(i, seen := self._words[_SEEN + _STRIDE * i])
         ]
         least = min(waited, default=self.generation)
         for slot in self._sent:
@@ -226,15 +255,13 @@ class Ring:
 
         :raises OSError: there is not even memory for the first.
         """
-        if self._full:
-            return None
         slot = self._backed
         try:
             os.posix_fallocate(self._fd, 2 * _PAGE + slot * self.size, self.size)
         except OSError:
             if not slot:
                 raise
-            self._full = True
+            self.reach = self._backed
             return None
         self._backed += 1
         return slot if self._take(slot) else None
@@ -254,17 +281,18 @@ class _Mapping:
 
     def __init__(self, place: Place, reader: int) -> None:
         self.mark = place.mark
-        self.fd = -1
+        self.fd = self._rope = -1
         self._leases: dict[int, weakref.ref[Any]] = {}
         try:
-            self.fd = _reopened(place)
-            magic, mark, slots, size = _HEAD.unpack(os.pread(self.fd, _HEAD.size, 0))
+            self.fd = _reopened(place.process, place.descriptor, os.O_RDWR, _is_memory)
+            magic, mark, slots, size, rope = _HEAD.unpack(os.pread(self.fd, _HEAD.size, 0))
             if (magic, mark) != (_MAGIC, place.mark) or not 0 < slots <= MOST_SLOTS or size % _PAGE:
                 raise UnreachableError("no ring of ours is there")
             whole = 2 * _PAGE + slots * size
             if os.fstat(self.fd).st_size != whole:
                 raise UnreachableError("a ring of another size")
             self.slots, self.size = slots, size
+            self._rope = _reopened(place.process, rope, os.O_WRONLY | os.O_NONBLOCK, _is_pipe)
             self._head = memoryview(mmap.mmap(self.fd, 2 * _PAGE))
             self._memory = mmap.mmap(self.fd, whole, prot=mmap.PROT_READ)
         except UnreachableError:
@@ -277,8 +305,9 @@ class _Mapping:
         _lock(self.fd, fcntl.F_RDLCK, 1 + reader)
 
     def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+        for fd in (self.fd, self._rope):
+            if fd >= 0:
+                os.close(fd)
 
     def lease(self, place: Place) -> NDArray[Any]:
         import numpy as np
@@ -288,7 +317,8 @@ class _Mapping:
             raise OverwrittenError(slot)
         if not _lock(self.fd, fcntl.F_RDLCK, _SLOTS_AT + slot):
             raise OverwrittenError(slot)
-        if self._generations[slot] != place.generation:
+        generation = self._generations[slot]
+        if generation != place.generation:
             _lock(self.fd, fcntl.F_UNLCK, _SLOTS_AT + slot)
             raise OverwrittenError(slot)
         array = np.frombuffer(self._memory, np.uint8, self.size, 2 * _PAGE + slot * self.size)
@@ -296,6 +326,7 @@ class _Mapping:
         def over(_: object) -> None:  # perhaps in another thread: nobody leases this slot again before it is unlocked
             self._leases.pop(slot, None)
             _lock(self.fd, fcntl.F_UNLCK, _SLOTS_AT + slot)
+            self._ring(generation)
 
         self._leases[slot] = weakref.ref(array, over)
         return array
@@ -303,6 +334,16 @@ class _Mapping:
     def saw(self, generation: int) -> None:
         if generation > self._words[self._seen]:
             self._words[self._seen] = generation
+
+    def _ring(self, generation: int) -> None:
+        """Tell the writer that this slot is free again, if it waits for that."""
+        wanted = self._words[_WANTED]
+        if wanted and generation >= wanted:
+            self._words[_WANTED] = 0
+            with contextlib.suppress(
+                BlockingIOError, BrokenPipeError
+            ):  # it is rung already, or nobody is there any more
+                os.write(self._rope, b"\0")
 
 
 class Reader:
@@ -339,25 +380,33 @@ class Reader:
 
     @property
     def slots(self) -> int:
-        """How many the ring has; 0: none was seen."""
-        return 0 if self._mapping is None else self._mapping.slots
+        """How many of the ring are in use while all keep up; 0: no ring was seen."""
+        return 0 if self._mapping is None else working(self._mapping.slots)
 
     def close(self) -> None:
         """Read no more; what is leased stays."""
         self._mapping = None
 
 
-def _reopened(place: Place) -> int:
-    """Another process's file, opened by ourselves.
+def _is_memory(found: os.stat_result) -> bool:
+    return stat.S_ISREG(found.st_mode) and not found.st_nlink
 
-    What is no nameless file of our own user's is not opened: a place may come from anybody.
+
+def _is_pipe(found: os.stat_result) -> bool:
+    return stat.S_ISFIFO(found.st_mode)
+
+
+def _reopened(process: int, descriptor: int, flags: int, ours: Callable[[os.stat_result], bool]) -> int:
+    """What another process of our own user has open, opened by ourselves.
+
+    :param ours: whether it is what it should be; a place may come from anybody, and nothing else is opened.
     """
-    path = f"/proc/{place.process:d}/fd/{place.descriptor:d}"
+    path = f"/proc/{process:d}/fd/{descriptor:d}"
     look = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         found = os.fstat(look)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink or found.st_uid != os.geteuid():
+        if not ours(found) or found.st_uid != os.geteuid():
             raise UnreachableError(f"{path} is no shared memory of ours")
-        return os.open(f"/proc/self/fd/{look}", os.O_RDWR | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{look}", flags | os.O_CLOEXEC)
     finally:
         os.close(look)

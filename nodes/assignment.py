@@ -80,6 +80,11 @@ class OutPort(msgspec.Struct, frozen=True, kw_only=True):
     shared: dict[str, str] = {}
     always: bool = True
 
+    @property
+    def safe(self) -> bool:
+        """Whether somebody reads it by a ``safe`` edge."""
+        return self.handed or not all(self.remote.values()) or not all(team.fast for team in self.teams.values())
+
 
 class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One node. ``config`` is what the user wrote; it was found valid.

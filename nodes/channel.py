@@ -66,6 +66,8 @@ class Mark:
     @property
     def done(self) -> bool:
         """Whether everything is acknowledged."""
+        if not self._numbers and not self._receipts:
+            return True
         return all(channel.floor >= seq for channel, seq in self._numbers.values()) and all(
             receipt.done() for receipt in self._receipts
         )

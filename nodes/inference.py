@@ -75,9 +75,10 @@ class Infer(Operator):
         calls = -(-self.max_batch // loaded.sizes[-1])
         self.blocking = self.calls > 1 or calls * loaded.invoke_times[loaded.sizes[-1]] > LONG
 
-    def companion(self) -> Coroutine[Any, Any, None] | None:
-        """Where newer models come from, if they come from anywhere."""
-        return None if self._follow is None else self._follow(self)
+    async def beside(self) -> None:
+        """Wait for newer models, if there is a place that they come from."""
+        if self._follow is not None:
+            await self._follow(self)
 
     def exchange(self, path: Path, model: Model) -> None:
         """Answer with another model from the next batch on. Takes as long as loading does; in any thread, one at a time.

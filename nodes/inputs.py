@@ -6,133 +6,27 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from broker.bus import Bus, Delivery, Overflow, Publication, Subscription
-from broker.window import ReceiveWindow, RecentIds, pack, unpack_knock
+from broker.window import pack, unpack_knock
 from nodes.assignment import InEdge
-from nodes.journal import SEEN, Journal
+from nodes.edge import REPLAYED, Edge, Item, Stream
+from nodes.journal import Journal
 from nodes.lanes import TAKEOVER, newest
 from nodes.merge import FLOOR, Merge
 from schemas import codec, topics
 from schemas.errors import PayloadError
-from schemas.messages import End, Message, Progress, State
+from schemas.messages import End, Progress, State
 
 if TYPE_CHECKING:
-    from nodes.sharing import Reading
+    from broker.local import LocalBus, LocalSubscription
 
-MOST_REPLICAS = 64
-"""An epoch's remainder by this is the number of the replica that it is of."""
 _HEARTBEAT = 0.3
 """Seconds after which a producer hears of arrivals whose effects are not done yet."""
 _MOST_AHEAD = 16 * 1024 * 1024
 """Bytes of ``fast`` edges taken from their subscriptions before anybody asked for them."""
-FOREIGN = "foreign"
-"""The ledger's edge of what somebody else published on a topic of ours."""
-REPLAYED = "replayed"
-"""The ledger's edge of dead letters that somebody had sent to us again."""
-
-
-class Item(msgspec.Struct, gc=False):
-    """A message on its way through a node.
-
-    :param stream: the one it came by.
-    :param number: (epoch, seq) on a numbered edge.
-    :param delivery: the local bus's, to be acknowledged.
-    :param arrived: ns since the epoch.
-    :param foreign: not of the producer's numbered stream; taken whatever its identity.
-    :param again: foreign, and a dead letter of ours that is replayed.
-    :param mark: event time that the stream has come to with it, where streams are merged.
-    """
-
-    stream: Stream
-    message: Message
-    arrived: int
-    number: tuple[int, int] | None = None
-    delivery: Delivery | None = None
-    foreign: bool = False
-    again: bool = False
-    mark: int = FLOOR
-
-    @property
-    def edge(self) -> Edge:
-        """The edge that its stream is of."""
-        return self.stream.edge
-
-
-class Stream:
-    """What one producer sends by an edge; a producer with replicas is several.
-
-    :ivar name: ``<producer>.<port>``, where the producer may be a replica.
-    """
-
-    def __init__(self, edge: Edge, producer: str, journal: Journal) -> None:
-        self.edge = edge
-        self.producer = producer
-        self.name = f"{producer}.{edge.spec.port}"
-        epoch, done = (journal.get("floors") or {}).get(self.name, (0, 0))
-        self.window = ReceiveWindow(epoch=epoch, done=done)
-        self.ended = False
-        self.away: float | None = None
-        self.rooted = False
-
-
-class Drops(msgspec.Struct):
-    """What a ``fast`` edge dropped, not yet booked: rows by reason."""
-
-    messages: int = 0
-    rows: dict[str, int] = {}
-
-    def drop(self, reason: str, rows: int) -> None:
-        """One message more."""
-        self.messages += 1
-        self.rows[reason] = self.rows.get(reason, 0) + rows
-
-
-class Edge:
-    """One edge that the node reads, and what is known of it."""
-
-    def __init__(self, spec: InEdge, journal: Journal, known: Sequence[str], replayed: Sequence[str]) -> None:
-        self.spec = spec
-        self.name = spec.name
-        self.streams = [Stream(self, producer, journal) for producer in spec.streams or [spec.producer]]
-        marks = journal.get("marks") or {}
-        self.merge = Merge[Item]([marks.get(stream.name, FLOOR) for stream in self.streams]) if spec.merged else None
-        self.ids = RecentIds(SEEN, known)
-        self.replayed = RecentIds(SEEN, replayed)
-        self.subscription: Subscription | None = None
-        self.endings: Subscription | None = None
-        self.shared: Reading | None = None
-        self.out_of_reach = asyncio.Event()
-        self.dropped = Drops()
-
-    @property
-    def ended(self) -> bool:
-        """All of its streams have ended."""
-        return all(stream.ended for stream in self.streams)
-
-    def stream(self, epoch: int) -> Stream:
-        """The stream with this numbering: an epoch tells its producer's number."""
-        return self.streams[epoch % MOST_REPLICAS] if epoch % MOST_REPLICAS < len(self.streams) else self.streams[0]
-
-    def lost(self, delivery: Delivery) -> None:
-        """A full queue dropped it. The end of the stream, which comes again, is no loss."""
-        payload = delivery.payload
-        rows = payload.rows if isinstance(payload, Message) else codec.rows_in(payload)
-        if rows is not None:
-            self.dropped.drop("queue-full", rows)
-
-    @property
-    def queued(self) -> int:
-        """Messages that have arrived and were not looked at yet."""
-        return 0 if self.subscription is None else self.subscription.queued
-
-    @property
-    def remote(self) -> bool:
-        """Whether it comes by MQTT, and so has a window and acknowledgements."""
-        return self.spec.carrier != "local"
 
 
 class Inputs:
@@ -152,7 +46,7 @@ class Inputs:
         *,
         control: Bus | None,
         data: Bus | None,
-        local: Bus | None,
+        local: LocalBus | None,
         journal: Journal,
         undecodable: Callable[[str, str, Any, PayloadError], None],
         rooted: bool = False,
@@ -177,6 +71,7 @@ class Inputs:
             spec.name: Edge(spec, journal, seen.get(spec.name, ()), seen.get(f"{REPLAYED}:{spec.name}", ()))
             for spec in edges
         }
+        self._near: list[tuple[Edge, LocalSubscription]] = []
         self._sharing = [edge for edge in self.edges.values() if edge.spec.shared is not None]
         self.streams = {stream.name: stream for edge in self.edges.values() for stream in edge.streams}
         self.repeated: dict[str, int] = {}
@@ -184,13 +79,15 @@ class Inputs:
     @property
     def ended(self) -> bool:
         """The ends of all streams have been taken from the queue."""
-        return bool(self.edges) and all(edge.ended for edge in self.edges.values())
+        for edge in self.edges.values():
+            if not edge.ended:
+                return False
+        return bool(self.edges)
 
     @property
     def queued(self) -> int:
-        """Messages that wait, those of ``fast`` edges in their subscriptions too."""
-        waiting = [edge.subscription for edge in self.edges.values() if not edge.spec.safe]
-        return len(self._queue) + sum(each.queued for each in waiting if each is not None)
+        """Messages that wait, those that are still in their subscriptions too."""
+        return len(self._queue) + sum(e.queued for e in self.edges.values() if e.near is not None or not e.spec.safe)
 
     async def start(self) -> None:
         """Subscribe, and tell the producers that we are here and where we stand."""
@@ -212,20 +109,17 @@ class Inputs:
             patterns = [topics.shared(self._topology, spec.producer, spec.port)]
         if spec.lane:
             patterns = [topics.lane(self._topology, self._node, stream.producer, spec.port) for stream in edge.streams]
-        bus = self._data if edge.remote else self._local
-        if bus is None:
+        if not edge.remote:
+            await self._subscribe_near(edge, base)
+            return
+        if self._data is None:
             raise ValueError(f"{self._node}: no bus for {edge.name}")
-        if edge.remote:
-            # on a safe edge what does not fit is left out here and sent again: reading never stops for it
-            overflow: Overflow = "sample" if spec.safe else spec.overflow
-            size = 2 * spec.queue if spec.safe else spec.queue
-            edge.subscription = await bus.subscribe(patterns, qos=0, capacity=size, overflow=overflow, retained=False)
-        elif spec.safe:
-            edge.subscription = await bus.subscribe(patterns, qos=1, capacity=spec.queue)
-        else:
-            # the end must not be dropped where data may be: it comes by a queue of its own
-            edge.subscription = await bus.subscribe([f"{base}/+"], qos=0, capacity=spec.queue, overflow=spec.overflow)
-            edge.endings = await bus.subscribe([base], qos=1, capacity=4)
+        # on a safe edge what does not fit is left out here and sent again: reading never stops for it
+        overflow: Overflow = "sample" if spec.safe else spec.overflow
+        size = 2 * spec.queue if spec.safe else spec.queue
+        edge.subscription = await self._data.subscribe(
+            patterns, qos=0, capacity=size, overflow=overflow, retained=False
+        )
         if not spec.safe:
             edge.subscription.on_drop = edge.lost
         if spec.shared is not None:
@@ -234,6 +128,23 @@ class Inputs:
             edge.shared = Reading(self._node, edge, spec.shared, edge.out_of_reach.set)
             if not spec.safe:
                 edge.subscription.on_drop = edge.shared.lost
+
+    async def _subscribe_near(self, edge: Edge, base: str) -> None:
+        """The same for an edge within the process. It is read by :meth:`take` itself, and needs no task."""
+        spec, local = edge.spec, self._local
+        if local is None:
+            raise ValueError(f"{self._node}: no bus for {edge.name}")
+        if spec.safe:
+            edge.near = await local.subscribe([f"{base}/#"], qos=1, capacity=spec.queue)
+        else:
+            # the end must not be dropped where data may be: it comes by a queue of its own
+            edge.near = await local.subscribe([f"{base}/+"], qos=0, capacity=spec.queue, overflow=spec.overflow)
+            edge.near.on_drop = edge.lost
+            edge.endings = await local.subscribe([base], qos=1, capacity=4)
+            edge.endings.tell(self._arrived.set)
+        edge.near.tell(partial(self._came, edge))
+        edge.subscription = edge.near
+        self._near.append((edge, edge.near))
 
     async def receive_public(self, edge: Edge) -> None:
         """Should the producer's memory be out of reach: read what is sent to everybody; a task of the runtime's."""
@@ -250,7 +161,7 @@ class Inputs:
         await self.receive(edge, subscription)
 
     async def receive(self, edge: Edge, subscription: Subscription | None = None) -> None:
-        """Take an edge's deliveries for ever; a task of the runtime's.
+        """Take a remote edge's deliveries for ever; a task of the runtime's.
 
         :param subscription: another than the edge's own.
         """
@@ -260,7 +171,7 @@ class Inputs:
             return
         spec = edge.spec
         # what waits is to wait where the overflow policy sees it; reading on a little only spares stopping the link
-        waits = not spec.safe and (spec.overflow != "block" or not edge.remote)
+        waits = not spec.safe and spec.overflow != "block"
         while True:
             if waits:
                 await self._hungry.wait()
@@ -271,17 +182,10 @@ class Inputs:
                 self._space.clear()
                 await self._space.wait()
             batch = await subscription.receive()
-            if edge.remote and not spec.safe:
+            if not spec.safe:
                 self._ahead += sum(len(delivery.payload) for delivery in batch)
             self._take(edge, batch, shared=own)
             self._arrived.set()  # whoever is to stop waits for what was queued, even if nothing came of it
-
-    async def receive_end(self, edge: Edge) -> None:
-        """Take the end of a local ``fast`` edge, after all that was sent before it; a task of the runtime's."""
-        if edge.endings is not None:
-            for delivery in await edge.endings.receive():
-                await self._drained(edge)
-                self._put(edge.streams[0], [Item(edge.streams[0], delivery.payload, time.time_ns(), None, delivery)])
 
     async def _drained(self, edge: Edge) -> None:
         while edge.subscription is not None and edge.subscription.queued:  # noqa: ASYNC110 - rare, and over soon
@@ -404,25 +308,18 @@ class Inputs:
         for edge in self._sharing:
             most = min(most, edge.shared.at_once) if edge.shared is not None else most
         self._hungry.set()
+        self._pull(most)
         if not queue:
-            self._arrived.clear()
-            if deadline is None:
-                await self._arrived.wait()
-            else:
-                try:
-                    async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
-                        await self._arrived.wait()
-                except TimeoutError:
-                    self._hungry.clear()
-                    return []
-        if linger and len(queue) < most:
+            await self._arrival(deadline)
+            self._pull(most)
+        if linger and queue and len(queue) < most:
             until = asyncio.get_running_loop().time() + linger
             try:
                 async with asyncio.timeout_at(until):
                     while len(queue) < most:
-                        self._arrived.clear()
                         self._hungry.set()
-                        await self._arrived.wait()
+                        await self._arrival(None)
+                        self._pull(most)
             except TimeoutError:
                 pass
         self._hungry.clear()
@@ -434,6 +331,37 @@ class Inputs:
             items = [queue.popleft() for _ in range(most)]
         self._space.set()
         return items
+
+    async def _arrival(self, deadline: float | None) -> None:
+        """Wait for something to arrive, or to be woken, until ``deadline`` (``time.monotonic``)."""
+        self._arrived.clear()
+        if deadline is None:
+            await self._arrived.wait()
+            return
+        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), self._arrived.set)
+        try:
+            await self._arrived.wait()
+        finally:
+            timer.cancel()
+
+    def _pull(self, most: int) -> None:
+        """Take what nodes of this process have handed over, if there is not enough. Until then overflow policies see it."""
+        if len(self._queue) >= most:
+            return
+        for edge, near in self._near:
+            if near.queued:
+                self._take_near(edge, near.take())
+            if edge.endings is not None and edge.endings.queued:  # after all that was sent before it
+                self._take_near(edge, edge.endings.take())
+
+    def _came(self, edge: Edge) -> None:
+        edge.since = edge.since or time.time_ns()
+        self._arrived.set()
+
+    def _take_near(self, edge: Edge, batch: Sequence[Delivery]) -> None:
+        arrived, stream = edge.since or time.time_ns(), edge.streams[0]
+        edge.since = 0
+        self._put(stream, [Item(stream, delivery.payload, arrived, None, delivery) for delivery in batch])
 
     def wake(self) -> None:
         """Let :meth:`take` look again (we are to stop)."""
@@ -459,9 +387,6 @@ class Inputs:
 
     def _take(self, edge: Edge, batch: Sequence[Delivery], *, again: bool = False, shared: bool = False) -> None:
         now, first = time.time_ns(), edge.streams[0]
-        if not edge.remote and not again:
-            self._put(first, [Item(first, d.payload, now, None, d) for d in batch])
-            return
         numbered, single = edge.spec.safe, len(edge.streams) == 1
         decode = edge.shared.decode if shared and edge.shared is not None else codec.decode_sequenced
         for delivery in batch:

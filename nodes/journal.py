@@ -28,7 +28,8 @@ DELETE FROM seen WHERE number IN (
     WHERE newer >= ?
 )
 """
-_TRIM_EVERY = 256
+_TIDY_EVERY = 512
+"""Commits after which one also forgets identities that are too old. Who cannot wait for that does it before, in a thread."""
 SEEN = 8192
 """Identities kept per edge, at least; see :class:`broker.window.RecentIds`."""
 
@@ -52,7 +53,7 @@ class Journal:
     def __init__(self, path: Path | None, *, durable: bool = False) -> None:
         self.path = path
         self.durable = durable
-        self._commits = 0
+        self._untidied = 0
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,17 +107,37 @@ class Journal:
             if seen:
                 rows = [(edge, len(ids), _encode(ids)) for edge, ids in seen]
                 db.executemany("INSERT INTO seen (edge, count, ids) VALUES (?, ?, ?)", rows)
-                self._commits += 1
-                if self._commits % _TRIM_EVERY == 0:
-                    db.execute(_TRIM, (SEEN,))
             db.executemany("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?)", outbox)
             for port, floor in (floors or {}).items():
                 db.execute("DELETE FROM outbox WHERE port = ? AND seq <= ?", (port, floor))
+            self._untidied += 1
+            if self._untidied >= _TIDY_EVERY:
+                self._trim()
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+
+    @property
+    def untidy(self) -> bool:
+        """It is time for :meth:`tidy`."""
+        return self._untidied >= _TIDY_EVERY // 2
+
+    def tidy(self) -> None:
+        """Forget identities that are too old, and move what was committed from SQLite's log to the file proper.
+
+        It waits for the disk, for some milliseconds, which a commit of a journal that is not ``durable`` does not otherwise; to
+        be called in a thread, between commits. Never necessary: what is not done here is done by a commit, some time.
+
+        :raises sqlite3.OperationalError: the disk is full or away; nothing is lost.
+        """
+        self._trim()
+        self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def _trim(self) -> None:
+        self._untidied = 0
+        self._db.execute(_TRIM, (SEEN,))
 
     def close(self) -> None:
         """Close the file."""

@@ -62,9 +62,10 @@ class Recent:
         """How many were seen."""
         return self._before.total + self._now.total
 
-    def add(self, duration: int, times: int = 1) -> None:
-        """As :meth:`Latency.add`."""
-        if (now := monotonic()) - self._since > SPAN:
+    def add(self, duration: int, times: int = 1, now: float | None = None) -> None:
+        """As :meth:`Latency.add`; ``now`` by ``time.monotonic``, where the caller has it."""
+        now = monotonic() if now is None else now
+        if now - self._since > SPAN:
             # after a long pause the span before is as old as the pause: nothing of it is recent
             self._before = self._now if now - self._since < 2 * SPAN else Latency()
             self._now, self._since = Latency(), now
@@ -95,7 +96,10 @@ class Entry:
     @property
     def messages(self) -> int:
         """Messages that came in; of a source, which has none, that went out."""
-        return sum(m for m, _ in (self.received or self.emitted).values())
+        total = 0
+        for messages, _ in (self.received or self.emitted).values():
+            total += messages
+        return total
 
     def receive(self, edge: str, messages: int, rows: int) -> None:
         """Messages and rows that came by an edge."""

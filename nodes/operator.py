@@ -8,7 +8,7 @@ the point; each is small and in one file.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -147,10 +147,9 @@ class Operator(ABC):
         :raises MissingError: a library or file is not there.
         """
 
-    def companion(self) -> Coroutine[Any, Any, None] | None:
-        """What runs beside it, in the event loop, from :meth:`open` until it is closed: it waits for what the operator is to take
-        over from outside the stream (a newer model). What it raises fails the node."""
-        return None
+    async def beside(self) -> None:
+        """What it does beside processing, in the event loop: waits for what it is to take over from elsewhere (a newer
+        model). Called once, after :meth:`open`; an exception fails the node. Cancelled when the node leaves."""
 
     @abstractmethod
     def process(self, messages: list[Message], edge: str, emit: Emit) -> None:
@@ -229,6 +228,9 @@ class Source(ABC):
     live: ClassVar[bool] = False
     """True: what is not taken in time is gone (a camera); the runtime's stream name is new at each start. False: the
     same position gives the same data again, so ids are made from the data and a restart repeats none."""
+
+    awaits: bool = True
+    """False: nobody waits for :meth:`settled`, and a position is worth nothing after a restart: commits may be late."""
 
     async def open(self, position: Any) -> str:
         """Get ready to continue after ``position`` (None: from the beginning).

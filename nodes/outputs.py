@@ -34,8 +34,8 @@ _ASK_CHECK = 0.25
 """Seconds between looks for who has had no progress."""
 _MOST_TOPICS = 65536
 """Topics that are remembered, by port and source."""
-_GLANCE = 0.001
-"""Seconds between looks for room in shared memory; a loop's clock may not go by less."""
+_GLANCE = 0.02
+"""Seconds between looks for room in shared memory, should a reader that was killed not have told us of it."""
 _PATIENCE = 5.0
 """Seconds of silence of a consumer before we say that we wait for it."""
 
@@ -325,11 +325,15 @@ class Outputs:
     @property
     def at_once(self) -> int:
         """Messages that may be staged before :meth:`room` is to be asked again."""
-        return min((writing.at_once for writing in self._shared.values()), default=sys.maxsize)
+        if not self._shared:
+            return sys.maxsize
+        return min(writing.at_once for writing in self._shared.values())
 
     @property
     def _open(self) -> bool:
         """Every channel has room, and no replica waits for its part."""
+        if not self._channels:  # lanes and shared memory have channels
+            return True
         return (
             all(c.window.room or self._is_taken(c) for c in self._channels.values())
             and not any(lanes.settling for several in self._lanes.values() for lanes in several)
@@ -338,12 +342,28 @@ class Outputs:
 
     async def room(self) -> None:
         """Wait until every port has room: the back-pressure of the slowest consumer."""
+        if (
+            self._shared
+        ):  # what is staged leaves at the end of the loop's turn; its readers begin while the next is written
+            await asyncio.sleep(0)
         while not self._open:
             self._room.clear()
-            if self._shared:  # a reader that has seen something in shared memory tells nobody
-                await asyncio.sleep(_GLANCE)
+            if self._shared:
+                await self._glance()
             else:
                 await self._room.wait()
+
+    async def _glance(self) -> None:
+        """Wait until there may be room in shared memory, or for a moment."""
+        for writing in self._shared.values():
+            writing.call(self._room.set)
+        if self._open:  # a reader was done before it could read that we wait
+            return
+        timer = asyncio.get_running_loop().call_later(_GLANCE, self._room.set)
+        try:
+            await self._room.wait()
+        finally:
+            timer.cancel()
 
     def stage(self, sent: Sequence[tuple[str, Message]], mark: Mark) -> list[tuple[Message, str]]:
         """Number and encode messages; they leave with :meth:`flush`. ``mark`` is told what to wait for.
@@ -479,8 +499,11 @@ class Outputs:
 
     def take_staged(self) -> Staged:
         """What was staged so far; the caller passes it to :meth:`flush`."""
-        upto = {key: channel.window.next - 1 for key, channel in self._channels.items()} if self._durable else {}
-        handed = {port: handover.next - 1 for port, handover in self._handovers.items()}
+        upto: dict[str, int] = {}
+        handed: dict[str, int] = {}
+        if self._durable:
+            upto = {key: channel.window.next - 1 for key, channel in self._channels.items()}
+            handed = {port: handover.next - 1 for port, handover in self._handovers.items()}
         staged = Staged(self._staged, self._staged_local, upto, handed)
         self._staged, self._staged_local = [], []
         return staged

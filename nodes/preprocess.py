@@ -85,6 +85,9 @@ class Pipeline(Operator):
     def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = list(steps)
         self._gatherer = next((i for i, s in enumerate(self.steps) if s.absorbs), len(self.steps))
+        self._holders = [
+            s for s in self.steps[: self._gatherer + 1] if type(s).held is not Step.held
+        ]  # asked at each call
 
     def process(self, messages: list[Message], edge: str, emit: Emit) -> None:
         for step in self.steps:
@@ -127,7 +130,7 @@ class Pipeline(Operator):
         return onward
 
     def held(self) -> int:
-        return sum(step.held() for step in self.steps[: self._gatherer + 1])
+        return sum([step.held() for step in self._holders])
 
     def snapshot(self) -> Any:
         states = [step.snapshot() for step in self.steps]

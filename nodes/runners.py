@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import groupby
@@ -15,7 +15,7 @@ from typing import Any
 
 from nodes import log, tuning
 from nodes.assignment import NodeSpec
-from nodes.inputs import Item
+from nodes.edge import Edge, Item
 from nodes.operator import Chunk, Emit, Operator, Sink, Source
 from nodes.runtime import Runtime
 from nodes.step import Links, Step
@@ -54,9 +54,8 @@ class OperatorRuntime(Runtime):
             self._thread.shutdown(wait=True, cancel_futures=True)
         self.operator.close()
 
-    def companions(self) -> Sequence[Coroutine[Any, Any, None]]:
-        companion = self.operator.companion()
-        return () if companion is None else (companion,)
+    async def beside(self) -> None:
+        await self.operator.beside()
 
     async def resume(self) -> None:
         if (state := self.journal.get("state")) is not None:
@@ -209,6 +208,8 @@ class OperatorRuntime(Runtime):
 
     async def _tell_ends(self) -> None:
         """Tell the operator of streams that ended while others go on."""
+        if len(self.inputs.edges) == 1:
+            return
         for edge in self.inputs.edges.values():
             if edge.ended and edge.name not in self._told and not self.inputs.ended:
                 self._told.add(edge.name)
@@ -238,6 +239,11 @@ class OperatorRuntime(Runtime):
             entry.passed += left - (self.operator.held() - held)
 
 
+def _edges(items: list[Item]) -> dict[int, Edge]:
+    """The edge of each message, by its ``id()``."""
+    return {id(item.message): item.edge for item in items}
+
+
 def _by_edge(items: list[Item], *, one: bool) -> Iterator[tuple[str, list[Item]]]:
     """Runs of items that came by one edge; ``one``: the node has no other."""
     if one:
@@ -260,6 +266,7 @@ class SourceRuntime(Runtime):
     def __init__(self, topology: str, spec: NodeSpec, state: Path, links: Links, source: Source) -> None:
         super().__init__(topology, spec, state, links)
         self.source = source
+        self.pace.hurried = source.awaits or any(port.safe for port in spec.outputs)
         self._stream = ""
         self._count = 0
         self._chunks: list[Chunk] = []
@@ -366,6 +373,7 @@ class SinkRuntime(Runtime):
     def __init__(self, topology: str, spec: NodeSpec, state: Path, links: Links, sink: Sink) -> None:
         super().__init__(topology, spec, state, links)
         self.sink = sink
+        self._marked = any(edge.marked for edge in spec.inputs)
 
     async def open(self) -> None:
         """Opened patiently, in :meth:`resume`."""
@@ -419,13 +427,14 @@ class SinkRuntime(Runtime):
     async def _write(self, items: list[Item]) -> bool:
         step, began = Step(), time.time_ns()
         given = messages = self._admit(items, step)
-        edges = {id(item.message): item.edge for item in items}
-        if any(edge.spec.marked for edge in self.inputs.edges.values()):
+        if self._marked:  # an edge is looked up only where it matters: this is done for every batch
+            edges = _edges(items)
             messages = [mark(m, edge.name) if (edge := edges[id(m)]).spec.marked else m for m in given]
         if messages:
             rejected = await self._write_out(messages)
             if rejected is None:
                 return False
+            edges = _edges(items) if rejected else {}
             for index, reason in rejected:
                 step.entry.bury("rejected", messages[index].rows)
                 self._bury(given[index], "rejected", reason, edges[id(given[index])].name)

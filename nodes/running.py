@@ -1,4 +1,4 @@
-"""A run tells where it can be reached: ``run.json`` in its state folder, there as long as it runs.
+"""A run tells where it can be reached: ``run.json`` in its state folder, there as long as it runs. It has the folder to itself.
 
 ``penstock tap``, ``ledger`` and ``dead`` find the brokers of a running topology by it, which may listen on any free port.
 """
@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from pathlib import Path
+from typing import IO
 
 import msgspec
+
+from schemas.errors import RunError
 
 _NAME = "run.json"
 
@@ -26,6 +30,26 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     pid: int
     brokers: dict[str, str]
+
+
+def hold(folder: Path, host: str, topology: str) -> IO[str]:
+    """Take a state folder, for the run of a host's nodes or of all (``""``); it is given back when the file is closed.
+
+    :raises RunError: another run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / (f"{host}.lock" if host else "run.lock")).open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        other = lock.read().strip()
+        lock.close()
+        raise RunError(f"{topology} is running already (process {other}); its state is in {folder}") from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
 
 
 def announce(folder: Path, running: Running) -> None:

@@ -13,7 +13,7 @@ import sqlite3
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,20 @@ from typing import Any
 from broker.bus import Receipt
 from nodes import log
 from nodes.assignment import NodeSpec
-from nodes.inputs import FOREIGN, MOST_REPLICAS, REPLAYED, Drops, Inputs, Item
+from nodes.edge import FOREIGN, MOST_REPLICAS, REPLAYED, Drops, Item
+from nodes.inputs import Inputs
 from nodes.journal import Journal, packed
 from nodes.lanes import TAKEOVER
 from nodes.ledger import Books, Entry
 from nodes.operator import Emit
 from nodes.outputs import Outputs
+from nodes.pace import Pace
 from nodes.signs import Signs
 from nodes.step import Links, Step, Work
 from schemas import codec
 from schemas.errors import BusError, PayloadError, RunError
 from schemas.messages import End, Message, Progress, rows_of
 
-COMMIT_LINGER = 0.005
-"""Seconds over which done steps are gathered into one commit and one acknowledgement."""
-LAZY = 10
-"""As many times as long, where no producer waits for it and nothing is to be sent after it: only the books are late."""
-_COMMIT_AT = 256
-"""Messages whose steps are done at which a commit waits no longer: who sent them may be waiting for room."""
 BOOKS_EVERY = 1.0
 """Seconds between publications of the books."""
 _MOST_STEPS = 4096
@@ -77,8 +73,7 @@ class Runtime(ABC):
         self._steps: deque[Step] = deque()
         self._few_steps = asyncio.Event()
         self._done: list[Step] = []
-        self._done_messages = 0
-        self._enough = asyncio.Event()
+        self.pace = Pace(hurried=not spec.inputs or any(edge.safe for edge in spec.inputs))
         self._final = Step()
         self._sent: dict[str, int] = {}
         self._idle = asyncio.Event()
@@ -162,9 +157,8 @@ class Runtime(ABC):
             self.outputs.left(consumer)
         self.signs.say("ready")
 
-    def companions(self) -> Sequence[Coroutine[Any, Any, None]]:
-        """What else is to run as long as the node works."""
-        return ()
+    async def beside(self) -> None:
+        """What else is done as long as the node works."""
 
     async def resume(self) -> None:
         """Give the operator its committed state back; open a source where it stood."""
@@ -181,10 +175,9 @@ class Runtime(ABC):
             self._commits(),
             self._publish_books(),
             self._fence(),
-            *(self.inputs.receive(edge) for edge in self.inputs.edges.values()),
-            *(self.inputs.receive_end(edge) for edge in self.inputs.edges.values()),
+            *(self.inputs.receive(edge) for edge in self.inputs.edges.values() if edge.remote),
             *(self.inputs.receive_public(edge) for edge in self.inputs.edges.values()),
-            *self.companions(),
+            self.beside(),
         ]
         work = asyncio.create_task(self._work(), name=f"{self.name}: work")
         tasks = [asyncio.create_task(helper, name=f"{self.name}: helper") for helper in helpers]
@@ -206,6 +199,7 @@ class Runtime(ABC):
         self._stopping.set()
         self._ending.set()
         self._idle.set()
+        self._hurry()
         if self._ready:
             self.inputs.wake()
 
@@ -293,8 +287,11 @@ class Runtime(ABC):
         if self.stateful:
             self._finished_step(step)
             self._moved.set()
+            if self.outputs.staged:
+                self.pace.press()
             return
-        await self.outputs.flush(self.outputs.take_staged(), step.mark)
+        if self.outputs.staged:
+            await self.outputs.flush(self.outputs.take_staged(), step.mark)
         self._steps.append(step)
         self._progress()
         while len(self._steps) >= _MOST_STEPS:
@@ -321,7 +318,7 @@ class Runtime(ABC):
             step.entry.bury("too-large", rows)
         if not refused and len(ports := {port for port, _ in emit.sent}) == 1:
             (port,), count = ports, len(emit.sent)
-            step.entry.emit(port, count, rows_of(message for _, message in emit.sent))
+            step.entry.emit(port, count, rows_of([message for _, message in emit.sent]))
             self._sent[port] = self._sent.get(port, 0) + count
             return
         gone = {id(message) for message, _ in refused}
@@ -336,15 +333,16 @@ class Runtime(ABC):
         self._stage(step, emit)
         self.outputs.end(step.mark, self._sent)
         self._finished = True
+        self._hurry()
         await self._deliver(step, Emit())
 
     async def _end_again(self) -> None:
         """We had finished before we were started again: those who read us may not have heard of the end."""
+        self._finished = True
+        self._hurry()
         if self.stateful:  # the end is in the outbox
-            self._finished = True
             return
         self.outputs.end(self._final.mark, self._sent)
-        self._finished = True
         await self._deliver(self._final, Emit())
 
     def _progress(self) -> None:
@@ -360,9 +358,12 @@ class Runtime(ABC):
     def _finished_step(self, step: Step) -> None:
         """A step waits for the next commit."""
         self._done.append(step)
-        self._done_messages += step.entry.messages
-        if self._done_messages >= _COMMIT_AT:
-            self._enough.set()
+        self.pace.done(step.entry.messages)
+
+    def _hurry(self) -> None:
+        """From now on we wait for our own commits: to have ended."""
+        self.pace.hurried = True
+        self.pace.press()
 
     async def _settled(self) -> None:
         """Wait until every step is booked and committed, and every answer is done.
@@ -382,30 +383,13 @@ class Runtime(ABC):
             await self._moved.wait()
             self._moved.clear()
             if self._done or self.stateful or self._refused:
-                await self._gather_more()
+                await self.pace.wait()
                 self._committing = True
                 try:
                     await self._commit()
                 finally:
                     self._committing = False
             self._idle.set()
-
-    async def _gather_more(self) -> None:
-        """Wait for more to be done, for a short time, or until that is much."""
-        if self._unhurried:
-            for _ in range(LAZY):
-                await asyncio.sleep(COMMIT_LINGER)
-                if self._finished or self._stopping.is_set() or (self.stateful and self.outputs.staged):
-                    break
-            return
-        if self._done_messages >= _COMMIT_AT:
-            return
-        self._enough.clear()
-        timer = asyncio.get_running_loop().call_later(COMMIT_LINGER, self._enough.set)
-        try:
-            await self._enough.wait()
-        finally:
-            timer.cancel()
 
     async def _commit(self) -> None:
         """Book what is done, in one transaction; then send what waited for it; then acknowledge."""
@@ -443,12 +427,15 @@ class Runtime(ABC):
         await self.inputs.acknowledge()
         if work.position is not None:
             await self.settled(work.position)
+        if self.journal.untidy:
+            await self._tidy()
 
-    @property
-    def _unhurried(self) -> bool:
-        """All that comes in comes by ``fast`` edges."""
-        edges = self.spec.inputs
-        return bool(edges) and not any(edge.safe for edge in edges)
+    async def _tidy(self) -> None:
+        """Let nobody wait for the journal's housekeeping but the next commit."""
+        try:
+            await asyncio.to_thread(self.journal.tidy)
+        except sqlite3.OperationalError as error:  # a full disk; the next commit will say so
+            log.debug("journal not tidied", node=self.name, reason=str(error))
 
     def _whole(self) -> AbstractAsyncContextManager[object]:
         """Around an operator's call and the entry of its step: a commit of state sees both or neither."""
@@ -456,7 +443,8 @@ class Runtime(ABC):
 
     def _gather(self) -> Work | None:
         """What the next commit holds: everything as of this moment; None when there is nothing to commit."""
-        steps, self._done, self._done_messages = self._done, [], 0
+        steps, self._done = self._done, []
+        self.pace.begin()
         if not steps and not self.outputs.releasable and not self._refused:
             return None
         self._refused = False
@@ -575,11 +563,11 @@ class Runtime(ABC):
         return messages
 
     def _measure(self, items: Sequence[Item], began: int, ended: int) -> None:
-        latency = self.books.latency
-        latency["wait"].add(began - items[0].arrived, len(items))
-        latency["process"].add((ended - began) // len(items), len(items))
+        latency, count, now = self.books.latency, len(items), time.monotonic()
+        latency["wait"].add(began - items[0].arrived, count, now)
+        latency["process"].add((ended - began) // count, count, now)
         if born := items[0].message.born:
-            latency["since-source"].add(ended - born, len(items))
+            latency["since-source"].add(ended - born, count, now)
 
     # -- dead letters and books ------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from broker.spool import NoRoomError
 from broker.throttle import Throttle
 from nodes import log
 from nodes.assignment import NodeSpec
-from nodes.inputs import FOREIGN, REPLAYED, Item
+from nodes.edge import FOREIGN, REPLAYED, Item
 from nodes.journal import packed
 from nodes.operator import Emit, Sink
 from nodes.runners import SinkRuntime, mark

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker.bus import Bus, Delivery
 from nodes.assignment import Report
 from nodes.channel import Mark
-from nodes.inputs import Edge
+from nodes.edge import Edge
 from nodes.ledger import Entry
 from nodes.outputs import Staged
+
+if TYPE_CHECKING:
+    from broker.local import LocalBus
 
 
 class Step:
@@ -58,7 +61,7 @@ class Links:
 
     bus: Bus | None
     intake: Bus | None
-    local: Bus | None
+    local: LocalBus | None
     report: Callable[[Report], None]
 
 

@@ -7,87 +7,36 @@ library, a wrong file) ends the run with that one line. When every node has ende
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from nodes import continued, ledger, log, planned_relays, running
+from nodes import continued, log, planned_relays, running
 from nodes.assignment import Assignment, Broker, Command, Report
 from nodes.brokers import Brokers, relays
 from nodes.children import describe, keep
 from nodes.forks import Fork, Nursery
 from nodes.journal import Journal
+from nodes.outcome import NodeView, Outcome, audited, traffic
 from nodes.plan import Plan
 from nodes.planned import PlannedNode, PlannedRelay
-from nodes.replicas import logical
 from nodes.specify import specify
 from schemas.errors import BusError, ConfigError, PenstockError, RunError, UnableError
 from schemas.messages import Ledger
+
+__all__ = ["GRACE", "NodeView", "Outcome", "Supervisor"]
 
 GRACE = 10.0
 """Seconds that a node may take to finish what it has when it is stopped."""
 _MOST_FALSE_STARTS = 5
 _decode = msgspec.json.Decoder(Report).decode
 _encode = msgspec.json.Encoder().encode
-
-
-@dataclass
-class NodeView:
-    """What is known of one node while it runs; the live table shows it.
-
-    :param rate: messages per second that left it (for a sink: came in), over the last second or so.
-    :param ready_at: when it was last ready (``time.monotonic``); ``left_at``: when it had left.
-    """
-
-    name: str
-    kind: str
-    host: str
-    process: str
-    state: str = "waiting"
-    pid: int = 0
-    rss: int = 0
-    cpu: float = 0.0
-    restarts: int = 0
-    rate: float = 0.0
-    passing: bool = False
-    books: Ledger | None = None
-    seen_at: float = 0.0
-    ready_at: float = 0.0
-    left_at: float = 0.0
-
-    @property
-    def gone(self) -> bool:
-        """It left by itself."""
-        return self.state in {"ended", "stopped"}
-
-
-@dataclass
-class Outcome:
-    """How a run ended.
-
-    :param complete: every stream ended by itself.
-    :param findings: what does not balance, one line each.
-    :param lost: messages lost on ``fast`` edges, by edge.
-    """
-
-    nodes: dict[str, NodeView]
-    seconds: float
-    complete: bool
-    findings: list[str] = field(default_factory=list)
-    lost: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def ledgers(self) -> dict[str, Ledger]:
-        """The books, by node."""
-        return {name: view.books for name, view in self.nodes.items() if view.books is not None}
 
 
 class Supervisor:
@@ -133,7 +82,6 @@ class Supervisor:
         self._stopping = False
         self._failure: PenstockError | None = None
         self._false_starts: dict[tuple[str, str], int] = {}
-        self._lock: IO[str] | None = None
         self._clock = 0
         kinds = Counter(kind for nodes in self._processes.values() for kind in {node.kind for node in nodes})
         self._nursery = Nursery([f"nodes.{kind}" for kind, processes in kinds.items() if processes > 1])
@@ -146,7 +94,7 @@ class Supervisor:
         :param duration: seconds, from when all nodes are ready, after which the sources are ended as if their data had.
         :raises PenstockError: a node or broker cannot start; all others are stopped.
         """
-        self._hold()
+        lock = self._hold()
         began = time.monotonic()
         timer = asyncio.create_task(self._end_after(duration)) if duration is not None else None
         tasks: set[asyncio.Task[None]] = set()
@@ -177,22 +125,19 @@ class Supervisor:
             await self._nursery.stop()
             await self.brokers.stop()
             running.withdraw(self._state, self._host or "")
-            self._release()
+            lock.close()
         if self._failure is not None:
             raise self._failure
-        return self._outcome(time.monotonic() - began)
+        return audited(self._plan, self.views, time.monotonic() - began)
 
     def forget(self) -> None:
         """Remove what earlier runs kept, journals and nodes' folders; called before :meth:`run`."""
-        self._hold()
-        try:
+        with self._hold():
             for node in (node for nodes in self._processes.values() for node in nodes):
                 Journal.erase(self._state / f"{node.name}.journal")
                 shutil.rmtree(self._state / node.name, ignore_errors=True)
                 if isinstance(node, PlannedNode):
                     node.config.forget(node.context)
-        finally:
-            self._release()
 
     async def _end_after(self, seconds: float) -> None:
         while not all(view.ready_at for view in self.views.values()):
@@ -234,6 +179,9 @@ class Supervisor:
         self._tell_all(Command(clock=offset))
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _hold(self) -> IO[str]:
+        return running.hold(self._state, self._host or "", self._plan.topology.name)
 
     def _set_apart(self) -> None:
         """Nodes that ended before this run was stopped, with a relay that still keeps what they sent, are not run."""
@@ -332,7 +280,7 @@ class Supervisor:
             return
         book, now = msgspec.convert(report.ledger, Ledger), time.monotonic()
         if view.books is not None and now > view.seen_at:
-            view.rate = max(0, _flow(book) - _flow(view.books)) / (now - view.seen_at)
+            view.rate = max(0, traffic(book) - traffic(view.books)) / (now - view.seen_at)
         view.books, view.seen_at = book, now
         view.rss, view.cpu, view.passing = report.rss, report.cpu, report.passing
 
@@ -375,47 +323,3 @@ class Supervisor:
     def _reachable(self) -> running.Running:
         name, host = self._plan.topology.name, self._host or ""
         return running.Running(topology=name, host=host, pid=os.getpid(), brokers=dict(self.brokers.urls))
-
-    def _outcome(self, seconds: float) -> Outcome:
-        groups = {n: members for n, members in logical(self._plan).items() if set(members) <= set(self.views)}
-        edges = [
-            (e.origin, e.port, e.target, e.delivery == "safe")
-            for e in self._plan.edges
-            if e.origin in groups and e.target in groups
-        ]
-        outcome = Outcome(self.views, seconds, all(view.state == "ended" for view in self.views.values()))
-        if outcome.complete:
-            books = ledger.together(outcome.ledgers, groups)
-            passing = {n for n, members in groups.items() if any(self.views[m].passing for m in members)}
-            outcome.findings = ledger.audit(books, edges, passing & books.keys())
-            outcome.findings += [f"{n}: {b.held} rows are still held" for n, b in outcome.ledgers.items() if b.held]
-            outcome.lost = ledger.lost(books, edges)
-        return outcome
-
-    def _hold(self) -> None:
-        self._state.mkdir(parents=True, exist_ok=True)
-        path = self._state / (f"{self._host}.lock" if self._host else "run.lock")
-        self._lock = path.open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            other = self._lock.read().strip()
-            self._lock.close()
-            self._lock = None
-            raise RunError(
-                f"{self._plan.topology.name} is running already (process {other}); its state is in {self._state}"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-
-def _flow(book: Ledger) -> int:
-    side = book.emitted or book.received
-    return sum(flow.messages for flow in side.values())

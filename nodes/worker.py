@@ -33,6 +33,7 @@ from schemas import topics
 from schemas.errors import PenstockError, RunError
 
 if TYPE_CHECKING:
+    from broker.local import LocalBus
     from nodes.relay import Relay
 
 _encode = msgspec.json.Encoder().encode
@@ -70,7 +71,7 @@ class Reporter:
 
 
 def build(
-    assignment: Assignment, spec: NodeSpec, local: Bus | None, nodes: Mapping[str, Runtime | Relay], report: Any
+    assignment: Assignment, spec: NodeSpec, local: LocalBus | None, nodes: Mapping[str, Runtime | Relay], report: Any
 ) -> Runtime:
     """One node, ready to be prepared.
 
@@ -136,7 +137,7 @@ def _bus(
 
 async def work(assignment: Assignment, report: Reporter) -> None:
     """Run all nodes of the assignment; returns when all have left."""
-    within: dict[str, Bus] = {}
+    within: dict[str, LocalBus] = {}
     if any(edge.carrier == "local" for spec in assignment.nodes for edge in spec.inputs):
         from broker.local import LocalBus
         from broker.local_hub import Hub

@@ -179,12 +179,11 @@ def rows(messages: Sequence[Message]) -> Rows:
         tables.append(table)
         times.append(np.full(n, message.time, np.int64) if time is None else time)
     if len(messages) == 1:
-        columns = dict(tables[0])
-    else:
-        names: dict[str, Any] = {}
-        for table in tables:
-            names.update(dict.fromkeys(table))
-        columns = {name: concat([table.get(name) for table in tables], lengths) for name in names}
+        return Rows(n, dict(table), times[0], sources, np.zeros(n, np.int64))
+    names: dict[str, Any] = {}
+    for table in tables:
+        names.update(dict.fromkeys(table))
+    columns = {name: concat([table.get(name) for table in tables], lengths) for name in names}
     return Rows(
         n=sum(lengths),
         columns=columns,

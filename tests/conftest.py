@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,14 +16,6 @@ def needs_mosquitto() -> str:
     if program is None:
         pytest.skip("mosquitto is not installed")
     return program
-
-
-@pytest.fixture(scope="session", autouse=True)
-def who_is_killed_starts_again_soon() -> Iterator[None]:
-    """The pause before another start doubles up to a second: much of the time of tests with many kills, not what they show."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nodes.children._AFTER_WORK", 0.2)
-        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

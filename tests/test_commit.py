@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nodes.assignment import NodeSpec
-from nodes.journal import Journal, packed
+from nodes.journal import _TIDY_EVERY, SEEN, Journal, packed
 from nodes.operator import Emit, Operator
 from nodes.runners import OperatorRuntime
 from nodes.step import Links, Step
@@ -55,3 +55,32 @@ def test_packed_values_are_those_of_their_moment() -> None:
     values = packed({"state": live})
     live["a"].append(2)
     assert values == packed({"state": {"a": [1]}})
+
+
+def test_a_tidied_journal_has_the_newest_identities_and_all_values(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "n.journal")
+    made = 0
+    while not journal.untidy:
+        names = [f"{made}:{i}" for i in range(SEEN // 32)]
+        journal.commit(packed({"books": made}), seen=[("p.out", names)])
+        made += 1
+    before = journal.seen()["p.out"]
+    assert len(before) > 2 * SEEN
+    journal.tidy()
+    assert journal._untidied == 0
+    assert SEEN <= len(journal.seen()["p.out"]) < 2 * SEEN
+    assert journal.seen()["p.out"] == before[-len(journal.seen()["p.out"]) :]
+    journal.close()
+    (tmp_path / "n.journal-wal").unlink(missing_ok=True)  # what was in SQLite's log is in the file
+    again = Journal(tmp_path / "n.journal")
+    assert (again.get("books"), again.seen()["p.out"][-1]) == (made - 1, before[-1])
+    again.close()
+
+
+def test_a_journal_that_nobody_tidies_does_it_itself(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "n.journal")
+    names = [str(i) for i in range(SEEN)]
+    for _ in range(3 * _TIDY_EVERY):
+        journal.commit({}, seen=[("p.out", names[:64])])
+    assert len(journal.seen()["p.out"]) <= SEEN + 64 * (_TIDY_EVERY + 1)
+    journal.close()

@@ -229,13 +229,11 @@ def test_a_large_model_comes_in_chunks_and_the_next_one_may_overtake_it() -> Non
 def test_models_come_over_the_bus_and_stay_in_the_file(tmp_path: Path, broker: str) -> None:
     async def run(url: str) -> None:
         infer = operator(tmp_path, url, job="belt")
-        companion = infer.companion()
-        assert companion is not None
         topic = topics.federated("line", "belt") + "/model"
         bus = connect(url, client_id="lead")
         await bus.open()
         await (await bus.publish([Publication(topic, manifest(weights(1), 1), 1, True)]))  # retained: before we listen
-        task = asyncio.create_task(companion)
+        task = asyncio.create_task(infer.beside())
         try:
             await until(lambda: infer.model.version == "1" or task.done())
             assert answer(infer).labels == ["b"]

@@ -89,6 +89,6 @@ def test_the_broker_is_killed_and_comes_back(tmp_path: Path, name: str) -> None:
             killed.append(True)
 
         killed: list[bool] = []
-        outcome = run(site(tmp_path, broker, broker.versions[0], "fallen"), meddle=kill, within=30)
+        outcome = run(site(tmp_path, broker, broker.versions[0], "fallen"), meddle=kill, within=60)
         check(tmp_path, outcome)
         assert killed

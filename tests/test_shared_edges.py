@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +19,17 @@ from harness import advance, rows, run, stored, until
 from memory_seen import holders, rings
 
 from broker.connect import connect
+from broker.shared_memory import Reader
+from broker.window import SendWindow
+from nodes.channel import Channel
 from nodes.plan import prepare
-from nodes.sharing import Audience
+from nodes.sharing import BUDGET, Audience, Writing
 from nodes.supervisor import Supervisor
 from schemas import codec, detached
 from schemas.errors import PayloadError
-from schemas.messages import Frame
+from schemas.messages import Frame, Message
 
+ROOT = Path(__file__).parent.parent
 SIDE = 256
 """Frames are SIDE by SIDE bytes, all of one value: the number of the frame."""
 
@@ -177,6 +187,56 @@ def test_both_ends_are_killed_and_every_frame_arrives_once(tmp_path: Path, broke
     assert holders(used) == [], "nothing is left of the killed"
 
 
+def below(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, its parent having looked or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize("broker", BROKERS, indirect=True)
+def test_everything_is_killed_and_the_next_run_goes_on_exactly(tmp_path: Path, broker: str) -> None:
+    """Supervisor, broker and nodes, all in one moment, with frames under way; nobody has time to clean up anything."""
+    path = site(tmp_path, 1500, broker=broker, edge="{delivery: safe}", rate="400/s")
+    state = tmp_path / "state"
+    command = [sys.executable, "-m", "nodes.cli.main", "run", str(path), "--state", str(state)]
+    for least in (200, 600):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as penstock:
+            waited_for(lambda least=least: stored(tmp_path, "seen") > least)  # type: ignore[misc] # mypy knows no default arguments of lambdas
+            victims = below(penstock.pid)
+            shared = [pid for pid in victims if rings(pid)]
+            used = set().union(*map(rings, victims))
+            for pid in victims:
+                os.kill(pid, signal.SIGSTOP)  # so that nobody sees another die
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+        assert len(shared) == 2, "camera and look have it"
+        waited_for(lambda victims=victims: all(gone(pid) for pid in victims))  # type: ignore[misc] # likewise
+        assert holders(used) == [], "nothing is left of the killed"
+    outcome = run(path, state=state)
+    assert outcome.complete
+    assert outcome.findings == []
+    assert numbers(tmp_path) == every(1500)
+    assert by_memory(tmp_path) > 750, "what is sent again is sent by MQTT, everything else is not"
+
+
+def waited_for(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("broker", BROKERS, indirect=True)
 @pytest.mark.parametrize("edge", ["{delivery: safe}", "{delivery: fast}"])
 def test_who_listens_gets_the_real_bytes(tmp_path: Path, broker: str, edge: str) -> None:
@@ -231,6 +291,48 @@ def test_who_listens_gets_the_real_bytes(tmp_path: Path, broker: str, edge: str)
         codec.decode(next(payload for payload in private if detached.is_detached(payload)))
 
 
+def test_a_reader_that_keeps_many_frames_gets_more_slots() -> None:
+    channel = Channel("out", "out", SendWindow(1, {"look": True}))
+    writing = Writing("camera", "out", channel, readers=["block"], always=False, whole=False)
+    reader, kept, most = Reader(0), [], BUDGET >> 20
+    try:
+        for i in range(most):
+            waited_for(lambda: writing.room)
+            frame = Frame(
+                data=np.full((1024, 1024 - 64), i, np.uint8), layout="HW"
+            )  # with its slot's rounding 1 MB at most
+            payload = writing.encode(Message(str(i), "camera", i, frame))
+            assert detached.is_detached(payload), f"{i} of {most}"
+            kept.append(reader.lease(detached.read(payload).place))
+        assert [array[0] for array in kept] == [*range(most)]
+    finally:
+        kept.clear()
+        writing.close()
+
+
+def test_where_memory_is_full_the_slots_that_are_there_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate, taken = os.posix_fallocate, list[int]()
+
+    def full(fd: int, at: int, size: int) -> None:
+        if len(taken) == 4:  # the head and three slots
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken.append(size)
+        allocate(fd, at, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    channel = Channel("out", "out", SendWindow(1, {"look": True}))
+    writing = Writing("camera", "out", channel, readers=["block"], always=False, whole=False)
+    reader, frame = Reader(0), Frame(data=np.zeros((1024, 1024 - 64), np.uint8), layout="HW")
+    try:
+        for i in range(20):
+            assert writing.room, "nothing is leased, and more there will not be"
+            payload = writing.encode(Message(str(i), "camera", i, frame))
+            assert detached.is_detached(payload)
+            reader.lease(detached.read(payload).place)
+    finally:
+        writing.close()
+
+
 def test_everything_is_published_until_the_broker_says_that_nobody_listens() -> None:
     audience = Audience(always=False)
     told = audience.wants(10.0)
@@ -263,7 +365,7 @@ def test_memory_out_of_reach_is_told_and_the_frames_come_by_mqtt(
     """As in a container of its own: the process is not to be seen."""
     broken = (
         "import broker.shared_memory as s\n"
-        "def gone(place):\n    raise s.UnreachableError('no such process')\n"
+        "def gone(*asked):\n    raise s.UnreachableError('no such process')\n"
         "s._reopened = gone\n"
     )
     assert "out of reach" in told_of_broken(broken, tmp_path, monkeypatch, capfd)

@@ -81,7 +81,10 @@ def test_killed_while_it_fills_and_while_it_drains(tmp_path: Path, far: Far, ove
 def deaths(
     path: Path, plan: str, far: Far, overflow: Overflow, monkeypatch: pytest.MonkeyPatch, *, filling: bool
 ) -> Outcome:
-    """Run while the node dies as planned; the far end comes back when that was, or when everything has arrived."""
+    """Run while the node dies as planned; the far end comes back when that was, or when everything has arrived.
+
+    :param filling: it dies while it fills: the source goes on until it has, and gives at least :data:`COUNT` rows.
+    """
     graves = path.parent / "graves"
     graves.mkdir()
     monkeypatch.setenv("SPOOL_DEATHS", plan)
@@ -91,8 +94,9 @@ def deaths(
 
     async def come_back(supervisor: Supervisor) -> None:
         if filling:
-            await until(lambda: len(list(graves.iterdir())) == planned)
-        await until(lambda: received(supervisor) == COUNT)
+            await until(lambda: len(list(graves.iterdir())) == planned, within=40)
+        await until(lambda: received(supervisor) >= COUNT, within=40)
+        supervisor.end()
         far.away = False
 
     async def go() -> Outcome:
@@ -131,11 +135,12 @@ def deaths(
 def test_killed_between_the_two_stores(
     tmp_path: Path, far: Far, overflow: Overflow, filling: bool, plan: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = "4MB" if overflow == "block" else "256KiB"
-    path = site(tmp_path, far, f"{{size: {size}, overflow: {overflow}}}", count=COUNT, size=300, rate="1500/s")
+    size = "20MB" if overflow == "block" else "256KiB"
+    rows = 10 * COUNT if filling else COUNT
+    path = site(tmp_path, far, f"{{size: {size}, overflow: {overflow}}}", count=rows, size=300, rate="1500/s")
     far.away = True
     outcome = deaths(path, plan, far, overflow, monkeypatch, filling=filling)
-    judge(outcome, far, overflow, COUNT)
+    judge(outcome, far, overflow, outcome.ledgers["meter"].emitted["out"].rows)
     assert list(far.taken) == sorted(far.taken, key=lambda ident: int(ident.rsplit(":", 1)[1]))
 
 

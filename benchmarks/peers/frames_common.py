@@ -10,24 +10,16 @@ SIZE = HEIGHT * WIDTH * COLOURS
 ROWS = 4
 """Each fourth row is looked at, as an exposure control would; a mean of all bytes costs NumPy more than shared memory does."""
 
-_LOW = np.uint64(0x00FF00FF00FF00FF)
-_EIGHT = np.uint64(8)
-_WORDS = WIDTH * COLOURS // 8
-_odd = np.empty((HEIGHT // ROWS, _WORDS), np.uint64)
-
 
 def brightness(frame: NDArray[np.uint8]) -> float:
-    """The mean of a frame's bytes, of each fourth row. Eight bytes at a time: several times as fast as ``mean()``.
+    """The mean of a frame's bytes, of each fourth row.
+
+    Columns first, in 16 bits, for which 120 rows of at most 255 are not too much: several times as fast as ``mean()``.
 
     :param frame: C-contiguous, :data:`SIZE` bytes.
     """
-    words = frame.reshape(-1).view(np.uint64).reshape(HEIGHT, _WORDS)[::ROWS]
-    np.right_shift(words, _EIGHT, out=_odd)
-    np.bitwise_and(_odd, _LOW, out=_odd)
-    odd = np.add.reduce(_odd, axis=0)  # 120 rows of at most 255 in 16 bits each: no carry
-    even = np.add.reduce(words, axis=0) - (odd << _EIGHT)
-    both = np.add.reduce(odd.view(np.uint16), dtype=np.uint64) + np.add.reduce(even.view(np.uint16), dtype=np.uint64)
-    return float(both) / (SIZE // ROWS)
+    columns = np.add.reduce(frame.reshape(HEIGHT, WIDTH * COLOURS)[::ROWS], axis=0, dtype=np.uint16)
+    return int(np.add.reduce(columns, dtype=np.uint64)) / (SIZE // ROWS)
 
 
 def frames(count: int = 4) -> NDArray[np.uint8]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from broker.embedded.messages import Kind, Message, Properties
+from broker.embedded.sqlite_file import opened
 from broker.embedded.store import Batch, Store, StoredDelivery, StoredSession, StoredSubscription, StoredWill
 from schemas.errors import ConfigError, Problem
 
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 
 FILE: Final = "broker.db"
 _BALLAST: Final = "ballast"
-_APPLICATION: Final = 0x50454E42  # "PENB"
-_VERSION: Final = 1
 _SHIFT: Final = 40
 """A delivery's rowid is its session's number and its sequence number: no index beside the table is needed."""
 _MAX_SESSIONS: Final = 1 << 22
@@ -38,29 +37,6 @@ _SHARED_FROM: Final = 4096
 """Bodies of this size and more are stored once for all sessions that get them."""
 
 Row: TypeAlias = tuple[Any, ...]
-
-_SCHEMA: Final = """
-CREATE TABLE session (id INTEGER PRIMARY KEY, client TEXT NOT NULL UNIQUE, user TEXT, seconds INTEGER NOT NULL);
-CREATE TABLE subscription (
-    session INTEGER NOT NULL, pattern TEXT NOT NULL, qos INTEGER NOT NULL, no_local INTEGER NOT NULL,
-    as_published INTEGER NOT NULL, identifier INTEGER, PRIMARY KEY (session, pattern)) WITHOUT ROWID;
-CREATE TABLE delivery (
-    id INTEGER PRIMARY KEY, packet INTEGER, qos INTEGER NOT NULL, retain INTEGER NOT NULL, identifiers TEXT NOT NULL,
-    shared INTEGER, topic TEXT, body BLOB, start INTEGER, version INTEGER, published INTEGER, raw BLOB, expiry INTEGER,
-    text INTEGER, received REAL);
-CREATE TABLE message (
-    id INTEGER PRIMARY KEY, topic TEXT, body BLOB, start INTEGER, version INTEGER, published INTEGER, raw BLOB,
-    expiry INTEGER, text INTEGER, received REAL);
-CREATE TABLE released (session INTEGER NOT NULL, packet INTEGER NOT NULL, place INTEGER NOT NULL,
-    PRIMARY KEY (session, packet)) WITHOUT ROWID;
-CREATE TABLE received (session INTEGER NOT NULL, packet INTEGER NOT NULL, PRIMARY KEY (session, packet)) WITHOUT ROWID;
-CREATE TABLE will (
-    session INTEGER PRIMARY KEY, delay INTEGER NOT NULL, retain INTEGER NOT NULL, topic TEXT, body BLOB, start INTEGER,
-    version INTEGER, published INTEGER, raw BLOB, expiry INTEGER, text INTEGER, received REAL);
-CREATE TABLE retained (
-    topic TEXT PRIMARY KEY, body BLOB, start INTEGER, version INTEGER, published INTEGER, raw BLOB, expiry INTEGER,
-    text INTEGER, received REAL);
-"""
 
 _DELIVERY: Final = "INSERT OR REPLACE INTO delivery VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _MESSAGE: Final = "INSERT OR REPLACE INTO message VALUES (?,?,?,?,?,?,?,?,?,?)"
@@ -120,7 +96,7 @@ class SqliteStore(Store):
         """Time spent in commits so far."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._db = self._open()
+            self._db = opened(self.path)
         except (OSError, sqlite3.Error) as error:
             raise self._refusal(error) from None
         with suppress(OSError, sqlite3.Error):
@@ -136,32 +112,6 @@ class SqliteStore(Store):
         else:
             why = f"cannot be used: {error}"
         return ConfigError(Problem(("data",), f"{self.path}: {why}"))
-
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0.2)
-        try:
-            db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            db.execute("BEGIN IMMEDIATE")
-            application, version = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in _PRAGMAS)
-            tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if not tables and not application:
-                for statement in _SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id={_APPLICATION}")
-                db.execute(f"PRAGMA user_version={_VERSION}")
-            elif application != _APPLICATION:
-                raise sqlite3.DatabaseError("it has tables of another program")
-            elif version != _VERSION:
-                raise sqlite3.DatabaseError(f"it is of version {version}, this broker reads version {_VERSION}")
-            db.execute("COMMIT")
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("PRAGMA wal_autocheckpoint=2000")
-            db.execute("PRAGMA journal_size_limit=8388608")
-        except BaseException:
-            db.close()
-            raise
-        return db
 
     # What the broker calls in its loop
 
@@ -424,7 +374,6 @@ class SqliteStore(Store):
         return Message(kind, body, qos, retain, at)
 
 
-_PRAGMAS: Final = ("application_id", "user_version")
 _SIZES: Final = ("page_count", "freelist_count", "page_size")
 _DROP: Final = (
     "DELETE FROM subscription WHERE session = ?",

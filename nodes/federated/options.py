@@ -51,7 +51,12 @@ class JobOptions(Options):
         """Gives a party its bus: patient for ever, with a session that outlives a lost link but not the process."""
         from nodes.federated.party import RECEIVE, SESSION
 
-        options: dict[str, Any] = {"receive_maximum": RECEIVE, "session_expiry": SESSION, "clean_start": True}
+        options: dict[str, Any] = {
+            "receive_maximum": RECEIVE,
+            "session_expiry": SESSION,
+            "clean_start": True,
+            "prompt": True,
+        }
         return partial(context.bus, self.broker, name, patience=math.inf, **options)
 
 

@@ -150,6 +150,8 @@ def row_numbers(table: Rows) -> NDArray[np.int64]:
     """Number of each row within its message, from 0."""
     if not table.n:
         return np.zeros(0, np.int64)
+    if table.message[0] == table.message[-1]:
+        return np.arange(table.n)
     first = np.searchsorted(table.message, np.arange(int(table.message[-1]) + 1))
     return np.arange(table.n) - first[table.message]
 

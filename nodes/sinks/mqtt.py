@@ -5,6 +5,7 @@ A write returns when the broker has acknowledged every publication.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -31,6 +32,10 @@ from schemas.errors import (
 )
 from schemas.messages import Message
 
+PIECE = 16
+"""Messages made to publications before others get their turn of the event loop."""
+_TOPICS = 4096
+"""Topics that are remembered."""
 PLACES = ("source", "node", "topology", "type")
 _PLACE = re.compile(r"\{([^{}]*)\}")
 _UNFIT = re.compile(r"[+#/\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -84,6 +89,7 @@ class MqttSink(Sink):
         self._config = config
         self._context = context
         self._bus: Bus | None = None
+        self._topics: dict[tuple[str, str], str] = {}
 
     async def open(self) -> None:
         """:raises ConnectError: the broker refuses us for good.
@@ -103,7 +109,16 @@ class MqttSink(Sink):
         if self._bus is None:
             await self.open()
         assert self._bus is not None  # noqa: S101 - open() sets it
-        publications, of, rejected = self._publications(messages)
+        publications: list[Publication] = []
+        of: list[int] = []
+        rejected: list[tuple[int, str]] = []
+        for start in range(0, len(messages), PIECE):
+            if start:  # two hundred windows that end at once are not to hold up a reading that is under way
+                await asyncio.sleep(0)
+            some, places, bad = self._publications(messages[start : start + PIECE])
+            publications += some
+            of += [start + place for place in places]
+            rejected += [(start + place, why) for place, why in bad]
         if publications:
             try:
                 receipt = await self._bus.publish(publications)
@@ -141,7 +156,12 @@ class MqttSink(Sink):
             except (TypeError, ValueError, OverflowError) as error:
                 rejected.append((i, f"cannot be written as {config.format}: {error}"))
                 continue
-            topic = self._topic(message)
+            key = message.source, message.type
+            topic = self._topics.get(key)
+            if topic is None:
+                if len(self._topics) >= _TOPICS:
+                    self._topics.clear()
+                topic = self._topics[key] = self._topic(message)
             trace = () if message.trace is None else (("traceparent", message.trace),)
             for payload in payloads:
                 out.append(Publication(topic, payload, config.qos, config.retain, config.expiry, trace, content))

@@ -31,6 +31,7 @@ class Camera(Source):
     """Frames are converted only when they are taken, so that those dropped cost their decoding only."""
 
     live = True
+    awaits = False
 
     def __init__(self, config: Config, context: Context) -> None:
         self._config = config

@@ -125,6 +125,7 @@ class MqttSource(Source):
     def __init__(self, config: Config, context: Context) -> None:
         self._config = config
         self._context = context
+        self.awaits = bool(config.qos)
         self._decoder = Decoder(config, context.node)
         self._bus: Bus | None = None
         self._subscription: Subscription | None = None

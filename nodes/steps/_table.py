@@ -280,7 +280,9 @@ class RowStage(Step):
         for _, port, message in leaving:
             emit.send(message, port)
         out = [message for _, message in onward]
-        kept = rows_of(out) + rows_of(m for _, _, m in leaving) + dead
+        kept = rows_of(out) + dead
+        if leaving:
+            kept += rows_of([m for _, _, m in leaving])
         if lost := rows_of(messages) - kept:
             emit.filter(lost)
         return out

@@ -14,7 +14,7 @@ import numpy as np
 from nodes.operator import Emit, Operator
 from nodes.statistics import Series
 from nodes.statistics.state import Slots
-from nodes.windowing.base import FLOOR, FOREVER, HORIZON, Due, Windows
+from nodes.windowing.base import FLOOR, FOREVER, HORIZON, Due, Windows, bounds
 from nodes.windowing.intake import Batch, gather
 from nodes.windowing.keys import Kids, join, texts_of
 from nodes.windowing.watermark import Watermark
@@ -75,7 +75,8 @@ class Aggregator(Operator):
         work: list[tuple[list[Message], Batch, list[Series], Kids]] = []
         for part in _parts(messages):
             batch = gather(part, self._fields)
-            if batch.n and not -HORIZON < int(batch.time.min()) <= int(batch.time.max()) < HORIZON:
+            least, newest = bounds(batch.time) if batch.n else (0, 0)
+            if not -HORIZON < least <= newest < HORIZON:
                 raise ValueError("an event time is not between 1824 and 2116")
             work.append((part, batch, self.groups.plan.evaluate(batch.columns, batch.n), self._kids(batch)))
         now = self.clock()
@@ -118,14 +119,14 @@ class Aggregator(Operator):
         at = 0
         while at < batch.n:
             rest = time[at:]
-            newest = int(rest.max())
+            _, newest = bounds(rest)
             mark = self.watermark.after(edge, newest, now)
             take = len(rest)
             if mark > windows.mark and take > 1 and not bool((rest[1:] >= rest[:-1]).all()):
                 marks, _ = self.watermark.before(edge, rest, now)
                 take = max(windows.split(kid[at:], rest, marks), 1)
                 if take < len(rest):
-                    newest = int(rest[:take].max())
+                    _, newest = bounds(rest[:take])
                     mark = self.watermark.after(edge, newest, now)
             whole = take == batch.n
             piece = slice(None) if whole else slice(at, at + take)

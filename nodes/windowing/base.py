@@ -57,6 +57,14 @@ class Added:
     again: set[Window] | frozenset[Window] = frozenset()
 
 
+def bounds(times: Times) -> tuple[int, int]:
+    """The least and the greatest of at least one time. Of a single one in a tenth of what the two reductions cost."""
+    if len(times) == 1:
+        only = int(times[0])
+        return only, only
+    return int(times.min()), int(times.max())
+
+
 def nothing() -> Due:
     """No group."""
     empty = np.zeros(0, np.int64)

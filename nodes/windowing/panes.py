@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nodes.statistics.state import Slots, Times, pack, unpack
-from nodes.windowing.base import Added, Due, Window, Windows, nothing
+from nodes.windowing.base import Added, Due, Window, Windows, bounds, nothing
 from nodes.windowing.groups import Groups
 from nodes.windowing.keys import Kids
 
@@ -60,7 +60,7 @@ class Panes(Windows):
 
     def add(self, kid: Kids, time: Times) -> Added:
         pane = time // self.pane
-        least, most = int(pane.min()), int(pane.max())
+        least, most = bounds(pane)
         ended = self._ended(self.mark)
         late: NDArray[np.bool_] | None = None
         again: set[Window] = set()

@@ -207,3 +207,27 @@ def test_a_publisher_that_never_waits_lets_others_run() -> None:
             assert turns > 3
 
     go(main())
+
+
+def test_who_wants_to_be_told_takes_without_waiting() -> None:
+    async def main() -> None:
+        at, told = Hub(), list[int]()
+        async with LocalBus(at) as there, LocalBus(at) as here:
+            subscription = await here.subscribe(["v"], capacity=4)
+            subscription.tell(lambda: told.append(subscription.queued))
+            assert subscription.take() == []
+            first = await there.publish(numbers(3))
+            assert told == [1]  # once for what comes together, as soon as there is something
+            taken = subscription.take()
+            assert [delivery.payload for delivery in taken] == [0, 1, 2]
+            second = asyncio.create_task(there.publish(numbers(3, start=3)))  # there is room for one
+            await until(lambda: len(told) == 2)
+            assert not second.done()
+            subscription.acknowledge(taken)
+            assert first.done()
+            rest = await second
+            await until(lambda: subscription.queued == 3)
+            subscription.acknowledge(subscription.take())
+            await rest
+
+    go(main())

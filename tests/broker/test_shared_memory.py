@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from memory_seen import holders, rings
 
-from broker.shared_memory import OverwrittenError, Reader, Ring, UnreachableError
+from broker.shared_memory import OverwrittenError, Reader, Ring, UnreachableError, working
 from schemas.detached import Place
 
 ROOT = Path(__file__).parent.parent.parent
@@ -232,6 +233,65 @@ def test_a_killed_reader_holds_nothing_back() -> None:
         reader.wait()
     assert ring.put([b"second"]) is not None
     assert ring.put([b"third"]) is not None, "who is gone is not waited for"
+
+
+def rung(ring: Ring, within: float = 0.0) -> bool:
+    if not select.select([ring.bell], [], [], within)[0]:
+        return False
+    ring.hush()
+    return True
+
+
+def test_the_bell_is_rung_when_as_many_slots_are_free_as_are_asked_for() -> None:
+    ring, reader = Ring(4, PAGE, [True], patience=1e6), Reader(0)
+    places = [put[0] for i in range(4) if (put := ring.put([bytes([i])])) is not None]
+    assert (len(places), ring.claim(2)) == (4, 0)
+    ring.call(2)
+    held = [reader.lease(place) for place in places]
+    assert not rung(ring), "all are leased"
+    held.pop(0)
+    assert not rung(ring), "two were asked for"
+    held.pop(0)
+    assert rung(ring)
+    held.clear()
+    assert not rung(ring), "once"
+    assert ring.claim(4) == 4
+    ring.call(4)
+    assert not rung(ring), "nothing is missing"
+
+
+def test_whatever_order_slots_get_free_in_all_that_are_free_are_found() -> None:
+    ring, reader = Ring(8, PAGE, [True], patience=1e6), Reader(0)
+    held = [reader.lease(put[0]) for i in range(8) if (put := ring.put([bytes([i])])) is not None]
+    assert len(held) == 8
+    assert ring.claim(8) == 0
+    del held[6], held[3:5], held[0]
+    assert ring.claim(8) == 4
+
+
+def test_a_killed_writer_is_rung_for_without_harm_and_a_full_pipe_too() -> None:
+    ring, reader = Ring(2, PAGE, [True]), Reader(0)
+    for _ in range(70_000):  # a pipe holds 65,536 bytes
+        put = ring.put([b"x"])
+        assert put is not None
+        lease = reader.lease(put[0])
+        ring.call(1)
+        del lease
+    assert rung(ring)
+    put = ring.put([b"x"])
+    assert put is not None
+    lease = reader.lease(put[0])
+    ring.call(1)
+    ring.close()
+    del lease
+
+
+def test_few_slots_are_in_use_until_more_are_asked_for() -> None:
+    ring = Ring(40, PAGE, [True], patience=1e6)
+    assert working(40) == ring.reach == 10
+    assert ring.claim(40) == 10
+    ring.reach = 40
+    assert ring.claim(40) == 40
 
 
 class Machine(RuleBasedStateMachine):
