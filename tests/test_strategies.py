@@ -199,8 +199,17 @@ def test_fednova_believes_no_fancy_number_of_steps() -> None:
     same = [replace(u, metrics={"steps": steps}) for u, steps in zip(updates(3), (10.0, 10.0, 100.0), strict=True)]
     near(strategy("fednova").aggregate(MODEL, some), flat(strategy("fednova").aggregate(MODEL, same)))
     for nonsense in (float("nan"), float("inf")):
-        with pytest.raises(UnfitError, match="c00 does not say"):
+        with pytest.raises(UnfitError, match="no client says"):
             strategy("fednova").aggregate(MODEL, [replace(some[0], metrics={"steps": nonsense})])
+
+
+def test_fednova_takes_who_does_not_say_for_usual() -> None:
+    """One such client must not end everybody's round."""
+    some = [
+        replace(u, metrics=told) for u, told in zip(updates(3), ({"steps": 10.0}, {}, {"steps": 10.0}), strict=True)
+    ]
+    same = [replace(u, metrics={"steps": 10.0}) for u in updates(3)]
+    near(strategy("fednova").aggregate(MODEL, some), flat(strategy("fednova").aggregate(MODEL, same)))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 11])

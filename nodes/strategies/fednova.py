@@ -33,11 +33,12 @@ class FedNova(Strategy):
 
     def aggregate(self, model: Weights, updates: Sequence[ClientUpdate]) -> Weights:
         told = [update.metrics.get("steps", math.nan) for update in updates]
-        for update, number in zip(updates, told, strict=True):
-            if not math.isfinite(number):
-                raise UnfitError("names", f"{update.client} does not say how many steps it took; fednova needs that")
-        limit = max(self.config.most * sorted(told)[len(told) // 2], 1.0)
-        steps = [min(max(n, 1.0), limit) for n in told]
+        if not (known := sorted(number for number in told if math.isfinite(number))):
+            raise UnfitError("names", "no client says how many steps it took; fednova needs that")
+        median = known[len(known) // 2]
+        limit = max(self.config.most * median, 1.0)
+        # who does not say it counts as usual: one such client must not end everybody's round
+        steps = [min(max(n if math.isfinite(n) else median, 1.0), limit) for n in told]
         weights = [
             (float(u.samples) if self.config.weigh == "samples" else 1.0) * (1.0 + u.staleness) ** -self.config.stale
             for u in updates
