@@ -12,7 +12,9 @@ import pytest
 from federated_kit import alike, digits
 
 from nodes import kinds
-from nodes.federated.weights import UnfitError, Weights, minus, plus
+from nodes.federated import wire
+from nodes.federated.local import Memory, Trained, train
+from nodes.federated.weights import UnfitError, Weights, digest, minus, plus, shapes
 from nodes.operator import Context
 from nodes.strategies._strategy import ClientUpdate, mean
 from nodes.trainers._trainer import Examples, Fit, Trainer
@@ -167,3 +169,27 @@ def test_neither_can_be_corrected(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match="SCAFFOLD"):
             trainer.fit(part, Fit(correction=trainer.weights()))
+
+
+def test_what_a_device_keeps_outlives_its_client(tmp_path: Path) -> None:
+    """Two rounds of one client, and the same with another trainer and what was committed between them: the same update."""
+    network = {"mlp": {"layers": [64, 16, 10], "seed": 2}}
+    part = alike(6)[0]
+
+    def client(before: dict[str, Any] | None, trainer: Trainer, number: int) -> Trained:
+        model = first.weights()
+        call = wire.Call(
+            job="job", run=1, epoch=1, round=number, phase=wire.COLLECTING, base=digest(model),
+            fit={"epochs": 1, "batch": 16, "rate": 0.1},
+        )  # fmt: skip
+        data, form = wire.pack_model(model, {}), shapes(model)
+        seen = Examples(part.x, part.y)
+        return train(call, "c", data, form, trainer, lambda: seen, lambda _: None, Memory.of(before), 7)
+
+    first = made(tmp_path, "personal", trainer=network, layers=["w2", "b2"])
+    same, other = (made(tmp_path, "personal", trainer=network, layers=["w2", "b2"]) for _ in range(2))
+    kept = client(None, same, 1).memory.kept()
+    assert set(kept["own"]) == {"w2", "b2"}
+    on, again = client(kept, same, 2), client(kept, other, 2)
+    assert on.payload == again.payload
+    assert on.payload != client(None, other, 2).payload

@@ -2,7 +2,7 @@
 
 Dwork et al. 2006; McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models",
 https://arxiv.org/abs/1710.06963. *Central*: the coordinator (which sees the updates, or only their secure sum) adds noise to the
-sum. *Local*: each client adds noise to its own, so it need trust nobody, and far more noise is in the model. What they guarantee
+sum. *Local*: each client adds noise to its own before it leaves, and far more noise is in the model. What they guarantee
 is counted by :mod:`nodes.privacy.accountant`.
 
 Whoever is not noised is not private: under ``privacy`` a client's metrics and sample counts must not be told beside its update.
