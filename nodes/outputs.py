@@ -342,9 +342,8 @@ class Outputs:
 
     async def room(self) -> None:
         """Wait until every port has room: the back-pressure of the slowest consumer."""
-        if (
-            self._shared
-        ):  # what is staged leaves at the end of the loop's turn; its readers begin while the next is written
+        if self._shared:
+            # what is staged leaves at the end of the loop's turn; its readers begin while the next is written
             await asyncio.sleep(0)
         while not self._open:
             self._room.clear()
