@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import math
 from pathlib import Path
@@ -55,6 +54,5 @@ async def follow(operator: Exchanges, context: Context, job: str, path: Path) ->
     try:
         await party.open()
         await party.run()
-        await asyncio.Event().wait()
     finally:
         await party.close()
