@@ -7,37 +7,29 @@ may take and answer. ``penstock check`` reads the code without running it.
 from __future__ import annotations
 
 import inspect
-import re
 import typing
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from nodes.operator import Context, Flow, Operator
-from nodes.options import Options
 from nodes.usercode.function import Function
 from nodes.usercode.load import explain, load_file, load_module, pick, where
-from nodes.usercode.survey import BODIES, Survey, check_options, find_module, survey
+from nodes.usercode.options import CodeOptions
+from nodes.usercode.survey import BODIES, Survey, check_options, survey
 from schemas.errors import ConfigError, MissingError, Problem, did_you_mean
 from schemas.messages import TYPE_OF, Message
 from schemas.topics import LEVEL, RESERVED_PORTS
 
-_CALL = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 _TYPES = frozenset({"readings/1", "frame/1", "tensors/1", "predictions/1", "aggregate/1", "event/1"})
 
 
-class Config(Options):
+class Config(CodeOptions):
     """Options of ``custom``."""
 
-    path: str | None = Field(None, description="Python file with the function or class, from the topology's folder")
-    function: str | None = Field(
-        None, description="name of the function, or of the class deriving Operator, in that file"
-    )
-    call: str | None = Field(None, description="instead of path and function: package.module:name of what is installed")
-    options: dict[str, Any] = Field({}, description="keyword arguments for the function or the class")
     gives: str | dict[str, str] | None = Field(
         None,
         alias="emits",
@@ -46,34 +38,8 @@ class Config(Options):
     takes: list[str] | None = Field(None, description="types of messages that may come in; without it any")
     blocking: bool = Field(False, description="true: the function is slow and runs in a thread")
 
-    @model_validator(mode="after")
-    def _one(self) -> Config:
-        if (self.path is None) == (self.call is None):
-            raise ValueError("expected either path (with function) or call")
-        if (self.path is None) != (self.function is None):
-            raise ValueError("path and function go together: the file, and the name in it")
-        return self
-
     def accepts(self) -> frozenset[str] | None:
         return None if self.takes is None else frozenset(self.takes)
-
-    def where(self, context: Context) -> tuple[Path, str]:
-        """File and name of the code.
-
-        :raises ConfigError: there is no such file or module.
-        """
-        if self.path is not None and self.function is not None:
-            file = context.path(self.path)
-            if not file.is_file():
-                raise ConfigError(Problem(("path",), f"there is no file {file}"))
-            return file, self.function
-        match = _CALL.fullmatch(self.call or "")
-        if match is None:
-            raise ConfigError(Problem(("call",), f"expected package.module:name, got {self.call!r}"))
-        found = find_module(match[1])
-        if found is None:
-            raise ConfigError(Problem(("call",), f"there is no module {match[1]!r} here; is its package installed?"))
-        return found, match[2]
 
     def _survey(self, context: Context) -> Survey:
         file, name = self.where(context)

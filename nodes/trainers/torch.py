@@ -13,32 +13,24 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from nodes.federated.weights import Shape, Weights, fit, shapes
 from nodes.operator import Context
-from nodes.options import Options
 from nodes.trainers import _data
 from nodes.trainers._trainer import Examples, Fit, Fitted, Trainer
 from nodes.usercode.load import explain, load_file, load_module, pick, where
-from nodes.usercode.survey import find_module
+from nodes.usercode.options import CodeOptions
 from schemas.errors import ConfigError, MissingError, PenstockError, Problem, RunError
 from schemas.messages import Array
 
 
-class Config(Options):
+class Config(CodeOptions):
     """The module."""
 
-    path: str | None = Field(None, description="Python file with the function or class, from the topology's folder.")
-    function: str | None = Field(None, description="Name of what makes the module, in that file.")
-    call: str | None = Field(
-        None, description="Instead of path and function: package.module:name of what is installed."
-    )
-    options: dict[str, Any] = Field({}, description="Keyword arguments for it.")
     loss: Literal["cross-entropy", "mse"] = Field(
         "cross-entropy",
         description="cross-entropy: a classifier that gives logits; mse: a regression, mean squared error.",
@@ -53,32 +45,6 @@ class Config(Options):
     threads: int = Field(
         1, description="Threads of PyTorch in this process; with more, sums may differ in the last digit.", ge=1
     )
-
-    @model_validator(mode="after")
-    def _one(self) -> Config:
-        if (self.path is None) == (self.call is None):
-            raise ValueError("expected either path (with function) or call")
-        if (self.path is None) != (self.function is None):
-            raise ValueError("path and function go together: the file, and the name in it")
-        return self
-
-    def where(self, context: Context) -> tuple[Path, str]:
-        """File and name of the code.
-
-        :raises ConfigError: there is no such file or module.
-        """
-        if self.path is not None and self.function is not None:
-            file = context.path(self.path)
-            if not file.is_file():
-                raise ConfigError(Problem(("path",), f"there is no file {file}"))
-            return file, self.function
-        module, _, name = (self.call or "").partition(":")
-        found = find_module(module) if module and name.isidentifier() else None
-        if found is None:
-            raise ConfigError(
-                Problem(("call",), f"expected package.module:name of what is installed, got {self.call!r}")
-            )
-        return found, name
 
     def check(self, context: Context) -> None:
         """The file is there; it is not run."""
