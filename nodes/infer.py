@@ -248,6 +248,7 @@ def build(config: Config, context: Context) -> Operator:
         wait=config.batch.wait / 1e9,
         scaling=None if config.scale is None else Scaling(config.scale, config.offset),
         later=config.job is not None,
+        parts=getattr(backend, "parts", lambda file: (file,)),
     )
     if config.job is None:
         return Infer(plan)

@@ -193,11 +193,16 @@ def named(plan: Plan, path: Path) -> Model:
     if plan.later and not path.exists():
         return Model(name=plan.name, version="untrained", digest="")
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        sums = [_digest(part) for part in plan.parts(path)]
     except OSError as error:
-        raise ConfigError(f"cannot read the model {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read the model {error.filename}: {error.strerror}") from None
+    digest = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
     return Model(name=plan.name, version=plan.version or digest[:8], digest=digest)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _prediction(model: Model, item: Item, answer: Answer, done: int) -> Message:

@@ -30,6 +30,7 @@ class Plan:
     :param backends: for a model's file, copies of the model that are not open yet; as many calls may be under way.
     :param decoder: makes one, for each version its own: it learns of the model's outputs.
     :param wait: seconds to wait for a batch to fill.
+    :param parts: the files that a model is made of, its own first: their sha256 names it, or the sha256 of those in hex.
     :param later: the model's file may come later; the backends know what to do without it.
     """
 
@@ -44,6 +45,7 @@ class Plan:
     wait: float
     scaling: Scaling | None = None
     later: bool = False
+    parts: Callable[[Path], Sequence[Path]] = lambda path: (path,)
 
 
 class Loaded:

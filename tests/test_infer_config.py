@@ -47,8 +47,12 @@ def problems(folder: Path, **config: Any) -> tuple[Problem, ...]:
 WRONG: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     ({"model": "nowhere.tflite"}, ("model",), "no such file"),
     ({"model": "so"}, ("model",), "no ending"),
-    ({"model": "model"}, ("model",), "no backend takes a model with no ending; known: .npz, .tflite"),
-    ({"model": "model.h5"}, ("model",), "'.h5'; known: .npz, .tflite"),
+    (
+        {"model": "model"},
+        ("model",),
+        "no backend takes a model with no ending; known: .eim, .npz, .onnx, .pt, .pte, .tflite, .xml",
+    ),
+    ({"model": "model.h5"}, ("model",), "'.h5'; known: .eim, .npz, .onnx, .pt, .pte, .tflite, .xml"),
     ({"model": "short.tflite"}, ("model",), "short.tflite: a damaged TFLite model"),
     ({"model": "text.tflite"}, ("model",), "text.tflite: not a TFLite model: it lacks the mark TFL3"),
     ({"model": "empty.tflite"}, ("model",), "empty"),

@@ -311,7 +311,7 @@ CASES: list[tuple[str, str | bytes, str]] = [
     (
         "model that is none",
         infer("model: table.csv"),
-        "4:22: no backend takes a model with the ending '.csv'; known: .npz, .tflite",
+        "4:22: no backend takes a model with the ending '.csv'; known: .eim, .npz, .onnx, .pt, .pte, .tflite, .xml",
     ),
     (
         "unknown decoder",

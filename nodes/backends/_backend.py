@@ -5,17 +5,24 @@ Such a module has, beside the docstring, ``Config(Options)`` and ``EXTRA`` of ev
 - ``SUFFIXES``: endings of the model files that it takes, e.g. ``(".tflite",)``;
 - ``def inspect(model: Path) -> Signature | None``: what the file says of itself without the runtime, fast; None where it
   does not say. Raises ConfigError when the file is none of this kind or is damaged;
-- ``def build(config: Config, context: Context, model: Path, threads: int) -> Backend``.
+- ``def build(config: Config, context: Context, model: Path, threads: int) -> Backend``;
+- ``def parts(model: Path) -> Sequence[Path]``, where a model is more than one file: all of them, so that its digest covers them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
+from schemas.errors import ConfigError, RunError
 from schemas.messages import Array
+
+Tensor: TypeAlias = tuple[str, str, Sequence[int]]
+"""Name, numpy's name of its numbers, and all axes (-1: open) of an input or output as a model's file has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +133,54 @@ def dequantise(stored: Array, spec: Spec) -> Array:
     if spec.quantisation is None:
         return stored
     return (stored.astype(np.float32) - spec.quantisation.zero_point) * np.float32(spec.quantisation.scale)
+
+
+def given(value: Array, spec: Spec, scaling: Scaling | None) -> Array:
+    """One input as the model takes it: unsigned whole numbers that stand for real ones (a camera's pixels) are scaled."""
+    if scaling is None or value.dtype.kind != "u" or spec.dtype.kind != "f":
+        return value
+    real = scaling.real(value)
+    return real if spec.dtype == np.float32 else real.astype(spec.dtype)
+
+
+def signature(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Signature:
+    """What a file says of its tensors, as a signature: the first axis is the batch where it is open, or the same everywhere.
+
+    A plain vector or number of fixed length (sound, often) is one item.
+
+    :raises ConfigError: an input has another axis that is open, or there are none.
+    """
+    if not inputs or not outputs:
+        raise ConfigError("a model without inputs or outputs")
+    fixed = [axes[0] if len(axes) > 1 else 1 for _, _, axes in inputs if not axes or axes[0] >= 0]
+    batch = fixed[0] if fixed else None
+
+    def spec(name: str, kind: str, axes: Sequence[int]) -> Spec:
+        return Spec(name, tuple(axes[1:] if axes and axes[0] in (-1, batch) else axes), kind)
+
+    specs = tuple(spec(*tensor) for tensor in inputs)
+    for one in specs:
+        if any(n < 0 for n in one.shape):
+            raise ConfigError(f"the model's input {one}: only the first axis (the batch) may be open")
+    return Signature(specs, tuple(spec(*tensor) for tensor in outputs), batch)
+
+
+def ranked(value: Array, rank: int) -> Array:
+    """A batch of one without its axis, where the model has none (a plain vector is one item)."""
+    return value if value.ndim == rank else value.reshape(value.shape[1:])
+
+
+def items(name: str, answer: Array, n: int, model: str) -> Array:
+    """One output as n items; of one item it may come without the batch's axis.
+
+    :raises RunError: it has another number of items.
+    """
+    whole = answer if answer.ndim and len(answer) == n else answer[None]
+    if len(whole) != n:
+        raise RunError(f"{model}: output {name!r} has {len(whole)} items for a batch of {n}")
+    return whole
+
+
+def line(error: BaseException) -> str:
+    """What a runtime complains of, on one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]
