@@ -17,6 +17,7 @@ import numpy as np
 from nodes.backends._backend import Backend, Scaling, dequantise
 from nodes.decoders._decoder import Decoder
 from nodes.features import Gatherer
+from schemas.errors import ConfigError
 from schemas.messages import Array, Model
 
 _TRIALS = 3
@@ -69,6 +70,10 @@ class Loaded:
         signatures = [backend.open() for backend in self._backends]
         self.signature = signatures[0]
         self.decoder.check(self.signature.outputs)
+        if plan.scaling is not None and not any(spec.real for spec in self.signature.inputs):
+            raise ConfigError(
+                f"'scale' is for models that take real numbers; this one takes {self.signature.inputs[0]}"
+            )
         self.gatherer = Gatherer(self.signature, plan.fields, plan.keep, plan.scaling)
         self.sizes = sizes(plan.batch) if self.signature.batch is None else [self.signature.batch]
         self._warm_up()

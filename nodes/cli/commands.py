@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("nodes.cli.run", "Run a topology, or the nodes of one host."),
     "drill": ("nodes.cli.drill", "Break a topology on purpose, and find out whether it keeps its promises."),
     "fl": ("nodes.cli.fl", "Federated jobs: status, rounds, clients, curves; simulate one with a thousand clients."),
+    "model": ("nodes.cli.model", "Look at models: what they take, and how right they are on known examples."),
     "tap": ("nodes.cli.tap", "Show what travels on a topic, decoded, live."),
     "ledger": ("nodes.cli.ledger", "Print the books of a running topology: what came, what left, what is under way."),
     "dead": ("nodes.cli.dead", "List, show and replay the messages that nodes refused."),

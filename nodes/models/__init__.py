@@ -1,0 +1,1 @@
+"""What is done to models beside running them: looking at how right they are, cutting, making small."""
