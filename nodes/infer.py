@@ -48,7 +48,8 @@ class Config(Options):
     )
     decoder: str | dict[str, Any] = Field(
         "classification",
-        description="What the outputs mean: classification, detection, regression or raw; or {name: options}.",
+        description="What the outputs mean: classification, detection, regression or raw; tensors: another model goes on "
+        "with them; or {name: options}.",
     )
     labels: str | list[str] | None = Field(
         None,
@@ -160,7 +161,7 @@ class Config(Options):
         return []
 
     def emits(self, inputs: Sequence[Flow], context: Context) -> dict[str, Flow]:
-        """Predictions; readings are taken where ``fields`` says which columns."""
+        """Predictions, or a model's tensors; readings are taken where ``fields`` says which columns."""
         for flow in inputs:
             if flow.type != "readings/1":
                 continue
@@ -173,7 +174,7 @@ class Config(Options):
                             raise ConfigError(
                                 Problem((key, i), f"no field {name!r} comes in{did_you_mean(name, flow.fields)}")
                             )
-        return {"out": Flow("predictions/1")}
+        return {"out": Flow(getattr(_chosen("decoder", self.decoder)[0], "EMITS", "predictions/1"))}
 
     def accepts(self) -> frozenset[str]:
         """What holds numbers."""

@@ -26,7 +26,7 @@ from nodes.features import Item, UnfitError, missing
 from nodes.loaded import Loaded, Plan
 from nodes.operator import Emit, Operator
 from schemas.errors import ConfigError
-from schemas.messages import Array, Message, Model, Predictions, Readings
+from schemas.messages import Array, Body, Message, Model, Predictions, Readings, Tensors
 
 LONG = 0.0005
 """Seconds of one full batch from which the runtime calls :meth:`Infer.process` in a worker thread."""
@@ -36,7 +36,8 @@ Follow: TypeAlias = Callable[["Infer"], Coroutine[Any, Any, None]]
 
 
 class Infer(Operator):
-    """Frames, tensors or readings in; ``predictions/1`` out, one for each message, or for each row of readings.
+    """Frames, tensors or readings in; ``predictions/1`` out (or ``tensors/1``, where the decoder passes them on), one for each
+    message, or for each row of readings.
 
     Rejects with the reasons ``bad-shape``, ``bad-dtype``, ``bad-encoding``, ``missing-field``, ``bad-type``, ``nan-input``
     and ``nan-output``.
@@ -176,9 +177,11 @@ class Infer(Operator):
                 return
             items = [items[i] for i in good.tolist()]
             outputs = {name: value[good] for name, value in outputs.items()}
+        passes = loaded.decoder.passes
         answers = loaded.decoder.decode(outputs, [item.size for item in items])
         for item, answer in zip(items, answers, strict=True):
-            emit.send(_prediction(loaded.model, item, answer, done))
+            body = _tensors(loaded.model, item, answer) if passes else _prediction(loaded.model, item, answer, done)
+            emit.send(_derived(item, body))
 
     def close(self) -> None:
         """Free the model."""
@@ -205,9 +208,14 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _prediction(model: Model, item: Item, answer: Answer, done: int) -> Message:
+def _tensors(model: Model, item: Item, answer: Answer) -> Tensors:
+    """What another model goes on with; which one it comes from is told, as its prediction will tell only its own."""
+    return Tensors(tensors=answer.values or {}, attributes={**item.attributes, "head": f"{model.name} {model.version}"})
+
+
+def _prediction(model: Model, item: Item, answer: Answer, done: int) -> Predictions:
     message = item.message
-    body = Predictions(
+    return Predictions(
         model=model,
         seen=message.id,
         labels=answer.labels,
@@ -217,6 +225,11 @@ def _prediction(model: Model, item: Item, answer: Answer, done: int) -> Message:
         times={"ingest": message.born, "infer": done} if message.born else {"infer": done},
         attributes=item.attributes,
     )
+
+
+def _derived(item: Item, body: Body) -> Message:
+    """The answer's message: of the message seen, or of one of its rows."""
+    message = item.message
     seen = message.body
     if item.row is None or not isinstance(seen, Readings):
         return message.derive(body)

@@ -1,26 +1,14 @@
-"""``penstock model``: what is in a model's file, and how right it is where the answers are known."""
+"""``penstock model``: what is in a model's file, how right it is, and where it can be cut in two."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from schemas.errors import ConfigError
-
-if TYPE_CHECKING:
-    from nodes.inference import Infer
-    from nodes.models.evaluation import Report
-    from nodes.operator import Operator
-
-_TOPOLOGY = {".yaml", ".yml"}
-_WRONG = 5
-"""Wrongly answered examples that are named."""
 
 
 class Action(StrEnum):
@@ -28,21 +16,8 @@ class Action(StrEnum):
 
     SHOW = "show"
     EVALUATE = "evaluate"
-
-
-@dataclass
-class Candidate:
-    """A model with what stands before it.
-
-    :param parts: its files.
-    :param before: operators that prepare what it sees.
-    """
-
-    name: str
-    parts: list[Path]
-    before: list[Operator]
-    model: Infer
-    labels: list[str] | None
+    SPLIT = "split"
+    PLAN = "plan"
 
 
 def command(
@@ -74,256 +49,44 @@ def command(
     steps: Annotated[
         str, typer.Option(help="Steps of preprocess before the model, as YAML, e.g. '[{resize: [96, 96]}]'.")
     ] = "[]",
+    at: Annotated[
+        str | None, typer.Option(help="split: the tensor, or the number of the cut; left out: all are listed.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="split: folder for the parts; plan: file for this machine's profile.")
+    ] = None,
+    there: Annotated[
+        Path | None, typer.Option(help="plan: the profile that plan --out wrote on the far machine.")
+    ] = None,
+    faster: Annotated[
+        float,
+        typer.Option(min=0.01, help="plan: without --there, how many times faster the far machine is than this one."),
+    ] = 1.0,
+    link: Annotated[str, typer.Option(help="plan: what the link carries, e.g. 1Mbit/s.")] = "10Mbit/s",
+    delay: Annotated[str, typer.Option(help="plan: one way, e.g. 20ms.")] = "5ms",
+    least: Annotated[str, typer.Option(help="plan: what is to be small: latency, bytes or energy.")] = "latency",
+    watts: Annotated[float, typer.Option(min=0, help="plan: what this machine takes while it computes, W.")] = 5.0,
+    joules: Annotated[float, typer.Option(min=0, help="plan: what sending a megabyte takes, J.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Look at models: what they take and give, and how right they are."""
+    """Look at models: what they take and give, how right they are, and how one goes in two parts on two machines."""
     if action is Action.SHOW:
-        return _show(models, as_json=as_json)
-    if data is None:
-        raise ConfigError(
-            "evaluate needs examples: --data FILE.npz, or a folder with a folder of images for each class"
-        )
-    from nodes.models.evaluation import evaluate, opened
-    from nodes.models.labelled import examples
+        from nodes.cli import _signature
 
-    reports: list[tuple[Candidate, Report]] = []
-    for candidate in _candidates(models, _yaml(infer, dict, "--infer"), _yaml(steps, list, "--steps"), labels):
-        with opened([*candidate.before, candidate.model]):
-            known = examples(data, x, y, candidate.labels)
-            reports.append((candidate, evaluate(known, candidate.before, candidate.model)))
-    if as_json:
-        print(json.dumps([_data(*each) for each in reports], ensure_ascii=False))
-    else:
-        print("\n".join(_text(reports)))
-    return 0
+        return _signature.run(models, as_json=as_json)
+    if action is Action.EVALUATE:
+        from nodes.cli import _evaluate
 
-
-def _yaml(text: str, form: type, option: str) -> Any:
-    """:raises ConfigError: it is not YAML, or of another form."""
-    from schemas.located import YamlError, parse
-
-    try:
-        located, repeated = parse(text.encode())
-    except YamlError as error:
-        raise ConfigError(f"{option}: {error}") from None
-    if repeated:
-        raise ConfigError(f"{option}: {repeated[0]}")
-    plain = located.plain()
-    if not isinstance(plain, form):
-        raise ConfigError(f"{option}: expected a {'map' if form is dict else 'list'}, got {text}")
-    return plain
-
-
-# -- which models ----------------------------------------------------------------------------------------------------
-
-
-def _candidates(
-    models: list[Path], options: dict[str, Any], steps: list[Any], labels: Path | None
-) -> Iterator[Candidate]:
-    """Every model that was named, not open yet.
-
-    :raises ConfigError: one is not there, does not fit its options, or a topology has none.
-    """
-    for path in models:
-        if path.suffix in _TOPOLOGY:
-            yield from _of_topology(path)
-        else:
-            yield _of_file(
-                path, {**options, **({"labels": str(labels)} if labels else {})}, steps, several=len(models) > 1
+        if data is None:
+            raise ConfigError(
+                "evaluate needs examples: --data FILE.npz, or a folder with a folder of images for each class"
             )
+        return _evaluate.run(models, data, x, y, labels, infer, steps, as_json=as_json)
+    from nodes.cli import _split
 
-
-def _of_file(path: Path, options: dict[str, Any], steps: list[Any], *, several: bool) -> Candidate:
-    from nodes import infer, kinds, preprocess
-    from nodes.operator import Context
-    from schemas.problems import validated
-
-    backend = options.get("backend")
-    if several and isinstance(backend, dict) and len(backend) == 1:
-        name = next(iter(backend))
-        if path.suffix not in kinds.module("backend", str(name)).SUFFIXES:  # it is meant for another of them
-            options = {key: value for key, value in options.items() if key != "backend"}
-    here = Path.cwd()
-    context = Context("model", path.stem, here, here)
-    try:
-        config = validated(infer.Config, {**options, "model": str(path)})
-        config.check(context)
-    except ConfigError as error:
-        raise _about(path, error) from None
-    before: list[Operator] = []
-    if steps:
-        try:
-            first = validated(preprocess.Config, {"steps": steps})
-            first.check(context)
-        except ConfigError as error:
-            raise _about("--steps", error) from None
-        before = [preprocess.build(first, context)]
-    return _candidate(path.name, config, context, before)
-
-
-def _of_topology(path: Path) -> Iterator[Candidate]:
-    """Its infer nodes, each with the preprocess nodes straight before it."""
-    from nodes import preprocess
-    from nodes.infer import Config
-    from nodes.plan import prepare
-
-    plan = prepare(path)
-    found = [node for node in plan.nodes.values() if isinstance(node.config, Config) and node.replica == 0]
-    if not found:
-        raise ConfigError(f"{path} has no infer node")
-    for node in found:
-        assert isinstance(node.config, Config)  # noqa: S101 - for the type checker
-        before: list[Operator] = []
-        at = node
-        while len(at.inputs) == 1 and isinstance(
-            (source := plan.nodes[at.inputs[0].producer]).config, preprocess.Config
-        ):
-            before.insert(0, preprocess.build(source.config, source.context))
-            at = source
-        yield _candidate(f"{path.name}: {node.logical}", node.config, node.context, before)
-
-
-def _candidate(name: str, config: Any, context: Any, before: list[Operator]) -> Candidate:
-    from nodes import infer
-
-    backend, _ = config.chosen_backend()
-    path = context.path(config.model)
-    parts = list(getattr(backend, "parts", lambda file: (file,))(path))
-    model = infer.build(config, context)
-    return Candidate(name, parts, before, model, config.read_labels(context) or None)  # type: ignore[arg-type] # it is an Infer
-
-
-def _about(what: Path | str, error: ConfigError) -> ConfigError:
-    from schemas.errors import Problem
-
-    return ConfigError(*(Problem(p.path, f"{what}: {p.message}") for p in error.problems))
-
-
-# -- what is told ----------------------------------------------------------------------------------------------------
-
-
-def _speed(candidate: Candidate) -> tuple[float, float]:
-    """Seconds of one item alone, and items a second in the largest batch."""
-    times = candidate.model.invoke_times
-    size, seconds = max(times.items())
-    return times.get(1, seconds / size), size / seconds
-
-
-def _data(candidate: Candidate, report: Report) -> dict[str, Any]:
-    alone, rate = _speed(candidate)
-    names = report.labels(candidate.labels or [])
-    return {
-        "model": candidate.name,
-        "bytes": sum(part.stat().st_size for part in candidate.parts),
-        "digest": candidate.model.model.digest,
-        "examples": report.examples,
-        "right": report.right,
-        "accuracy": report.accuracy,
-        "refused": dict(report.refused),
-        "seconds_one": alone,
-        "items_per_second": rate,
-        "recall": {label: _plain(report.recall(label)) for label in names},
-        "precision": {label: _plain(report.precision(label)) for label in names},
-        "confusion": {a: {b: report.counts[a, b] for b in names if report.counts[a, b]} for a in names},
-        "wrong": report.wrong,
-    }
-
-
-def _plain(share: float) -> float | None:
-    return None if share != share else share
-
-
-def _text(reports: list[tuple[Candidate, Report]]) -> Iterator[str]:
-    first = reports[0][1]
-    rows = [
-        ["model", "bytes", "right", "accuracy", *(["as the first"] if len(reports) > 1 else []), "one item", "items/s"]
-    ]
-    for candidate, report in reports:
-        alone, rate = _speed(candidate)
-        rows.append(
-            [
-                candidate.name,
-                f"{sum(part.stat().st_size for part in candidate.parts):,}",
-                f"{report.right} of {report.examples}",
-                f"{report.accuracy:.2%}",
-                *([f"{report.agreement(first):.2%}"] if len(reports) > 1 else []),
-                f"{alone * 1e6:,.1f} µs" if alone < 0.001 else f"{alone * 1e3:,.2f} ms",
-                f"{rate:,.0f}",
-            ]
-        )
-    yield from _table(rows)
-    for candidate, report in reports:
-        for why, n in report.refused.most_common():
-            yield f"{candidate.name}: {n} refused: {why}"
-    if len(reports) == 1:
-        yield ""
-        yield from _confusion(*reports[0])
-
-
-def _confusion(candidate: Candidate, report: Report) -> Iterator[str]:
-    """Known classes downwards, answered ones to the right."""
-    names = report.labels(candidate.labels or [])
-    rows = [["known", *names, "recall"]]
-    for label in names:
-        cells = [str(report.counts[label, said] or "·") for said in names]
-        rows.append([label, *cells, _percent(report.recall(label))])
-    rows.append(["precision", *(_percent(report.precision(label)) for label in names), ""])
-    yield from _table(rows)
-    if report.wrong:
-        more = "" if report.examples - report.right <= _WRONG else ", …"
-        yield f"wrong: {', '.join(report.wrong[:_WRONG])}{more}"
-
-
-def _percent(share: float) -> str:
-    return "" if share != share else f"{share:.1%}"
-
-
-def _table(rows: list[list[str]]) -> Iterator[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  ".join(cells).rstrip()
-
-
-def _show(models: list[Path], *, as_json: bool) -> int:
-    """What the files say of themselves, without a runtime."""
-    import hashlib
-
-    from nodes import kinds
-
-    told: list[dict[str, Any]] = []
-    for path in models:
-        name = next((n for n in kinds.names("backend") if path.suffix in kinds.module("backend", n).SUFFIXES), None)
-        if name is None:
-            raise ConfigError(f"{path}: no backend takes a model with this ending")
-        if not path.is_file():
-            raise ConfigError(f"there is no file {path}")
-        try:
-            signature = kinds.module("backend", name).inspect(path)
-        except ConfigError as error:
-            raise _about(path, error) from None
-        told.append(
-            {
-                "model": str(path),
-                "backend": name,
-                "bytes": path.stat().st_size,
-                "digest": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "batch": None if signature is None else signature.batch,
-                "inputs": None if signature is None else [str(spec) for spec in signature.inputs],
-                "outputs": None if signature is None else [str(spec) for spec in signature.outputs],
-            }
-        )
-    if as_json:
-        print(json.dumps(told, ensure_ascii=False))
-        return 0
-    for each in told:
-        print(f"{each['model']}: {each['backend']}, {each['bytes']:,} bytes, sha256 {each['digest']}")
-        if each["inputs"] is None:
-            print("  what it takes and gives is known when it runs")
-            continue
-        print(f"  batch    {'any' if each['batch'] is None else each['batch']}")
-        for name in ("inputs", "outputs"):
-            print(f"  {name:<8} {', '.join(each[name])}")
-    return 0
+    if len(models) != 1:
+        raise ConfigError(f"{action} takes one model")
+    if action is Action.SPLIT:
+        return _split.split(models[0], at, out, as_json=as_json)
+    aim = _split.Aim(link, delay, least, watts, joules)
+    return _split.plan(models[0], aim, there, faster, out, as_json=as_json)

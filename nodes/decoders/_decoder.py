@@ -34,6 +34,10 @@ class Decoder(ABC):
     stored: ClassVar[bool] = False
     """True: :meth:`decode` wants int8 and uint8 outputs as stored; else it gets the real numbers they stand for."""
 
+    passes: ClassVar[bool] = False
+    """True: the answers' ``values`` go on as ``tensors/1`` for another model, not as a prediction; the module has
+    ``EMITS = "tensors/1"`` then."""
+
     @abstractmethod
     def check(self, outputs: Sequence[Spec]) -> None:
         """See that the model's outputs fit, before anything runs and again when the model is open. Axes of -1 are not
