@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nodes import kinds
 from nodes.backends._backend import Signature
+from nodes.models import golden
 from nodes.operator import Context, Flow, Operator
 from nodes.options import Options
 from schemas import topics
@@ -75,6 +76,12 @@ class Config(Options):
         ge=1,
         le=64,
     )
+    golden: str | None = Field(
+        None,
+        description="An .npz file of inputs with the answers that the model is to give, or it is not used. Left out: the "
+        "one beside the model (m.tflite.golden.npz), if there is one.",
+        min_length=1,
+    )
     batch: Batch = Field(Batch(), description="Gathering of messages into one invoke.")
     name: str | None = Field(None, description="Name of the model in predictions; left out: the file's.", min_length=1)
     version: str | None = Field(
@@ -108,6 +115,8 @@ class Config(Options):
             problems.extend(error.under("decoder").problems)
         if signature is not None and self.fields is not None:
             problems.extend(self._check_fields(signature))
+        if self.golden is not None and not context.path(self.golden).is_file():
+            problems.append(Problem(("golden",), f"there is no file {context.path(self.golden)}"))
         if self.scale is None and self.offset:
             problems.append(Problem(("offset",), "there is no 'scale' that it is added after"))
         if self.scale is not None and signature is not None:
@@ -159,6 +168,13 @@ class Config(Options):
         if not spec.real:
             return [Problem(("fields",), f"the model's input {spec} takes no real numbers")]
         return []
+
+    def golden_file(self, context: Context) -> Path | None:
+        """The golden vector, where there is one."""
+        if self.golden is not None:
+            return context.path(self.golden)
+        there = golden.beside(context.path(self.model))
+        return there if self.job is None and there.is_file() else None
 
     def emits(self, inputs: Sequence[Flow], context: Context) -> dict[str, Flow]:
         """Predictions, or a model's tensors; readings are taken where ``fields`` says which columns."""
@@ -249,6 +265,7 @@ def build(config: Config, context: Context) -> Operator:
         wait=config.batch.wait / 1e9,
         scaling=None if config.scale is None else Scaling(config.scale, config.offset),
         later=config.job is not None,
+        golden=config.golden_file(context),
         parts=getattr(backend, "parts", lambda file: (file,)),
     )
     if config.job is None:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeAlias
 import msgspec
 import numpy as np
 
+from nodes.backends._backend import given
 from nodes.decoders._decoder import Answer
 from nodes.features import Item, UnfitError, missing
 from nodes.loaded import Loaded, Plan
@@ -182,6 +183,25 @@ class Infer(Operator):
         for item, answer in zip(items, answers, strict=True):
             body = _tensors(loaded.model, item, answer) if passes else _prediction(loaded.model, item, answer, done)
             emit.send(_derived(item, body))
+
+    def inputs(self, messages: list[Message], emit: Emit) -> dict[str, Array]:
+        """What the model would be given for those messages, [n, …] each, scaled: to calibrate or compare with.
+
+        What it cannot take is rejected to ``emit``.
+        """
+        with self._using() as loaded:
+            _, inputs, bad = self._gather(loaded, messages, emit)
+            scaling = self._plan.scaling
+            return {
+                spec.name: given(inputs[spec.name][~bad], spec, scaling)
+                for spec in loaded.signature.inputs
+                if spec.name in inputs
+            }
+
+    def answers(self, inputs: dict[str, Array], n: int) -> dict[str, Array]:
+        """The real numbers that the model answers to so many items, as :meth:`inputs` has them; at most :attr:`max_batch`."""
+        with self._using() as loaded:
+            return loaded.numbers(inputs, n)
 
     def close(self) -> None:
         """Free the model."""

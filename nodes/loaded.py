@@ -17,6 +17,7 @@ import numpy as np
 from nodes.backends._backend import Backend, Scaling, dequantise
 from nodes.decoders._decoder import Decoder
 from nodes.features import Gatherer
+from nodes.models import golden
 from schemas.errors import ConfigError
 from schemas.messages import Array, Model
 
@@ -32,6 +33,7 @@ class Plan:
     :param decoder: makes one, for each version its own: it learns of the model's outputs.
     :param wait: seconds to wait for a batch to fill.
     :param parts: the files that a model is made of, its own first: their sha256 names it, or the sha256 of those in hex.
+    :param golden: inputs and what the model of ``path`` is to answer to them, :mod:`nodes.models.golden`.
     :param later: the model's file may come later; the backends know what to do without it.
     """
 
@@ -46,6 +48,7 @@ class Plan:
     wait: float
     scaling: Scaling | None = None
     later: bool = False
+    golden: Path | None = None
     parts: Callable[[Path], Sequence[Path]] = lambda path: (path,)
 
 
@@ -55,7 +58,7 @@ class Loaded:
     :param path: of the model's file.
     :raises MissingError: the runtime is not installed.
     :raises ConfigError: the model or the labels do not fit; the runtime refuses the file, or answers its trial with what is no
-        number at all.
+        number at all, or other than its golden vector has it.
     """
 
     def __init__(self, plan: Plan, path: Path, model: Model) -> None:
@@ -77,6 +80,8 @@ class Loaded:
         self.gatherer = Gatherer(self.signature, plan.fields, plan.keep, plan.scaling)
         self.sizes = sizes(plan.batch) if self.signature.batch is None else [self.signature.batch]
         self._warm_up()
+        if plan.golden is not None and path == plan.path:
+            golden.compare(plan.golden, self.numbers, self.sizes[-1])
 
     def _warm_up(self) -> None:
         """Try it on zeros and noise at every batch size, and measure."""
@@ -127,6 +132,13 @@ class Loaded:
         finally:
             self._free.put(backend)
         return self.real({name: value[:n] for name, value in given.items()})
+
+    def numbers(self, inputs: dict[str, Array], n: int) -> dict[str, Array]:
+        """The answers to n items as real numbers, whatever the decoder wants."""
+        outputs = self.infer(inputs, n)
+        if not self.decoder.stored:
+            return outputs
+        return {spec.name: dequantise(outputs[spec.name], spec) for spec in self.signature.outputs}
 
     def real(self, outputs: dict[str, Array]) -> dict[str, Array]:
         """The outputs as the decoder wants them."""

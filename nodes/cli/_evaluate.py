@@ -55,6 +55,17 @@ def run(
     return 0
 
 
+def candidate(path: Path, infer: str, steps: str, labels: Path | None) -> Candidate:
+    """One model's file as the command line has it, not open yet.
+
+    :raises ConfigError: it is a topology, is not there, or does not fit its options.
+    """
+    if path.suffix in _TOPOLOGY:
+        raise ConfigError(f"{path}: expected a model's file")
+    (one,) = _candidates([path], _yaml(infer, dict, "--infer"), _yaml(steps, list, "--steps"), labels)
+    return one
+
+
 def _yaml(text: str, form: type, option: str) -> Any:
     """:raises ConfigError: it is not YAML, or of another form."""
     from schemas.located import YamlError, parse
@@ -157,7 +168,7 @@ def _about(what: Path | str, error: ConfigError) -> ConfigError:
 # -- what is told ----------------------------------------------------------------------------------------------------
 
 
-def _speed(candidate: Candidate) -> tuple[float, float]:
+def speed(candidate: Candidate) -> tuple[float, float]:
     """Seconds of one item alone, and items a second in the largest batch."""
     times = candidate.model.invoke_times
     size, seconds = max(times.items())
@@ -165,7 +176,7 @@ def _speed(candidate: Candidate) -> tuple[float, float]:
 
 
 def _data(candidate: Candidate, report: Report) -> dict[str, Any]:
-    alone, rate = _speed(candidate)
+    alone, rate = speed(candidate)
     names = report.labels(candidate.labels or [])
     return {
         "model": candidate.name,
@@ -194,7 +205,7 @@ def _text(reports: list[tuple[Candidate, Report]]) -> Iterator[str]:
         ["model", "bytes", "right", "accuracy", *(["as the first"] if len(reports) > 1 else []), "one item", "items/s"]
     ]
     for candidate, report in reports:
-        alone, rate = _speed(candidate)
+        alone, rate = speed(candidate)
         rows.append(
             [
                 candidate.name,

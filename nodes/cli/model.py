@@ -1,4 +1,4 @@
-"""``penstock model``: what is in a model's file, how right it is, and where it can be cut in two."""
+"""``penstock model``: what is in a model's file, how right it is, how to make it small, where it can be cut in two."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ class Action(StrEnum):
     EVALUATE = "evaluate"
     SPLIT = "split"
     PLAN = "plan"
+    COMPRESS = "compress"
 
 
 def command(
     action: Annotated[
         Action,
         typer.Argument(
-            help="show: inputs, outputs, size and digest; evaluate: accuracy on examples with known answers."
+            help="show: inputs, outputs, size and digest; evaluate: accuracy on examples with known answers; split, plan: in two"
+            " parts, and where; compress: smaller."
         ),
     ],
     models: Annotated[
@@ -49,11 +51,18 @@ def command(
     steps: Annotated[
         str, typer.Option(help="Steps of preprocess before the model, as YAML, e.g. '[{resize: [96, 96]}]'.")
     ] = "[]",
+    to: Annotated[
+        str, typer.Option(help="compress: int8, int8-dynamic (inputs stay real), int8-weights, int16, int4-dynamic.")
+    ] = "int8",
+    limit: Annotated[float, typer.Option(min=0, help="compress: points of accuracy that may be lost.")] = 0.5,
     at: Annotated[
         str | None, typer.Option(help="split: the tensor, or the number of the cut; left out: all are listed.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="split: folder for the parts; plan: file for this machine's profile.")
+        Path | None,
+        typer.Option(
+            help="Folder for the parts (split), file for this machine's profile (plan), or the small model (compress)."
+        ),
     ] = None,
     there: Annotated[
         Path | None, typer.Option(help="plan: the profile that plan --out wrote on the far machine.")
@@ -69,7 +78,7 @@ def command(
     joules: Annotated[float, typer.Option(min=0, help="plan: what sending a megabyte takes, J.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Look at models: what they take and give, how right they are, and how one goes in two parts on two machines."""
+    """Models: what they take and give, how right they are, one made small, and one in two parts on two machines."""
     if action is Action.SHOW:
         from nodes.cli import _signature
 
@@ -82,10 +91,18 @@ def command(
                 "evaluate needs examples: --data FILE.npz, or a folder with a folder of images for each class"
             )
         return _evaluate.run(models, data, x, y, labels, infer, steps, as_json=as_json)
-    from nodes.cli import _split
-
     if len(models) != 1:
         raise ConfigError(f"{action} takes one model")
+    if action is Action.COMPRESS:
+        from nodes.cli import _compress
+
+        if data is None:
+            raise ConfigError(
+                "compress needs examples, to calibrate on and to see what is lost: --data FILE.npz, or a folder"
+            )
+        return _compress.run(models[0], data, x, y, labels, infer, steps, to, limit, out, as_json=as_json)
+    from nodes.cli import _split
+
     if action is Action.SPLIT:
         return _split.split(models[0], at, out, as_json=as_json)
     aim = _split.Aim(link, delay, least, watts, joules)

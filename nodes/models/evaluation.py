@@ -84,10 +84,10 @@ def evaluate(known: Iterable[Known], before: Sequence[Operator], model: Infer) -
     source = iter(known)
     while part := list(islice(source, PART)):
         labels = {one.message.id: one.label for one in part}
-        messages = [one.message for one in part]
-        for operator in before:
-            messages = _through(operator, messages, report)
-        for message in _through(model, messages, report):
+        emit = Emit()
+        messages = prepared([one.message for one in part], [*before, model], emit)
+        report.refused.update(f"{reason}: {detail}" for _, reason, detail in emit.dead)
+        for message in messages:
             body = message.body
             if not isinstance(body, Predictions):
                 continue
@@ -105,13 +105,17 @@ def evaluate(known: Iterable[Known], before: Sequence[Operator], model: Infer) -
     return report
 
 
-def _through(operator: Operator, messages: list[Message], report: Report) -> list[Message]:
-    if not messages:
-        return []
-    emit = Emit()
-    operator.process(messages, "examples.out", emit)
-    report.refused.update(f"{reason}: {detail}" for _, reason, detail in emit.dead)
-    return emit.messages()
+def prepared(messages: list[Message], operators: Sequence[Operator], emit: Emit) -> list[Message]:
+    """Messages through operators, one after the other; what one of them refuses is rejected to ``emit``."""
+    for operator in operators:
+        if not messages:
+            break
+        own = Emit()
+        operator.process(messages, "examples.out", own)
+        for message, reason, detail in own.dead:
+            emit.reject(message, reason, detail)
+        messages = own.messages()
+    return messages
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -58,12 +60,12 @@ def _folder(path: Path, classes: list[str] | None) -> Iterator[Known]:
 
 def _arrays(path: Path, x: str, y: str, classes: list[str] | None) -> Iterator[Known]:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             missing = [name for name in (x, y) if name not in file.files]
             if missing:
                 raise ConfigError(f"{path} has no array {missing[0]!r}; it has {', '.join(file.files)}")
             inputs, labels = file[x], file[y]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path}: {error}") from None
     if labels.ndim != 1 or len(labels) != len(inputs) or not len(labels):
         raise ConfigError(
