@@ -23,6 +23,9 @@ DEVICES = (
 
 
 def _bare(value: Any) -> Any:
+    written = value.values() if isinstance(value, dict) else [value]
+    if any(isinstance(text, str) and keyring.PRIVATE in text for text in written):
+        raise ValueError("a private key is never written here; say the path of its file, or {env: NAME}")
     return {"file": value} if isinstance(value, str) else value
 
 
