@@ -17,7 +17,7 @@ from nodes.federated import wire
 from nodes.federated.intake import RefusedError
 from nodes.federated.local import Trained
 from nodes.federated.machine import Answer
-from nodes.federated.trust import ClientTrust, CoordinatorTrust
+from nodes.federated.trust import COORDINATOR, ClientTrust, CoordinatorTrust
 
 if TYPE_CHECKING:
     from nodes.privacy.keys import Signer
@@ -100,7 +100,7 @@ class Member:
 
     def heard(self, topic: str, payload: bytes, out: Answer) -> bytes | None:
         """What arrived, without its signature; None: it is to be passed over."""
-        if topic.rpartition("/")[2] not in _OURS:
+        if self.trust.coordinator is None or topic.rpartition("/")[2] not in _OURS:
             signed = wire.signed(payload)
             return payload if signed is None else signed.message
         if (message := self._ear.hear(topic, payload)) is None:
@@ -176,6 +176,9 @@ class Leader:
 
     def heard(self, topic: str, payload: bytes, out: Answer) -> bytes | None:
         """What arrived, without its signature; None: it is to be passed over."""
+        if self.trust is COORDINATOR:
+            signed = wire.signed(payload)
+            return payload if signed is None else signed.message
         what = topic.rpartition("/")[2]
         if topic == "round":
             message = self._self.hear(topic, payload)

@@ -225,7 +225,10 @@ def sealed(payload: bytes | memoryview) -> Sealed | None:
 
 
 def _wrapped(kind: type[T], tag: bytes, payload: bytes | memoryview) -> T | None:
-    if tag not in bytes(payload[:24]):  # most are not wrapped, and need not be read twice
+    head = payload[:24]
+    if tag not in (
+        head if isinstance(head, bytes) else bytes(head)
+    ):  # most are not wrapped, and need not be read twice
         return None
     try:
         return hear(kind, payload)
