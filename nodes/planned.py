@@ -140,6 +140,10 @@ class Plan:
         """Brokers that are needed: those of one host's nodes or of all, and those that the host starts for others."""
         used = {node.broker for node in self.nodes.values() if host is None or node.host == host}
         used |= {name for name, b in self.topology.brokers.items() if b.run is not None and b.on == host}
+        for node in self.nodes.values():  # of their own, beside the host's: a job's, or where a source or sink is
+            if host in {None, node.host}:
+                named = (node.config, getattr(node.config, "options", None))
+                used |= {str(getattr(config, "broker", "")) for config in named}
         for edge in self.edges:
             ends = (self.nodes[edge.producer], self.nodes[edge.consumer])
             if edge.carrier == "relay" and any(host in {None, node.host} for node in ends):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator, model_validator
 
 from nodes import log
+from nodes.federated import key_options
 from nodes.federated.options import JobOptions, level
 from nodes.federated.permission import EVERY, When
 from nodes.operator import Context, Flow, Sink
@@ -66,6 +67,7 @@ class Config(JobOptions):
         " balanced: likewise, of each class about as many",
     )
     least: int = Field(1, ge=1, description="examples that must be there before it takes part")
+    coordinator: str | None = Field(None, min_length=1, description=key_options.COORDINATOR)
     when: When = Field(When.model_validate({}), description="conditions under which it may train; always, if left out")
 
     @field_validator("client")
@@ -83,6 +85,7 @@ class Config(JobOptions):
 
     def check(self, context: Context) -> None:
         super().check(context)
+        key_options.check(context, self.key, self.coordinator)
         names = self.names(context)
         if names is not None and len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -172,7 +175,13 @@ class TrainSink(Sink):
             factor=float(config.scale),
         )
         self._client = Client(
-            config.job, name, self._trainer, store.to_learn, self._count, compressors=kinds.compressor
+            config.job,
+            name,
+            self._trainer,
+            store.to_learn,
+            self._count,
+            compressors=kinds.compressor,
+            trust=key_options.client_trust(config.key, config.coordinator, context),
         )
         self._party = Party(
             self._client,

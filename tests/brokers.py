@@ -156,6 +156,8 @@ class Mosquitto(Broker):
     name = program = package = "mosquitto"
     versions = ("5", "3.1.1")
     _web_port = 0
+    access: tuple[str, ...] = ("allow_anonymous true",)
+    """Lines of its configuration that say who may do what."""
 
     def url_for(self, version: str) -> str | None:
         return f"ws://127.0.0.1:{self._web_port}" if version == "3.1.1" else super().url_for(version)
@@ -166,7 +168,7 @@ class Mosquitto(Broker):
             f"listener {port} 127.0.0.1",
             f"listener {self._web_port} 127.0.0.1",
             "protocol websockets",
-            "allow_anonymous true",
+            *self.access,
             *(["user root"] if os.geteuid() == 0 else []),  # else it gives its rights away and cannot read our folders
             "set_tcp_nodelay true",
             "max_queued_messages 0",

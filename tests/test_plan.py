@@ -13,7 +13,7 @@ from pydantic import Field
 
 from nodes.operator import Context, Flow
 from nodes.options import Options
-from nodes.plan import Plan, plan
+from nodes.plan import Plan, plan, prepare
 from schemas.errors import ConfigError, Problem
 from schemas.topology import TopologyError, read
 
@@ -125,6 +125,17 @@ def test_a_host_needs_its_broker_those_it_starts_and_both_ends_of_its_relays(tmp
         tmp_path, f"brokers: {{x: {{run: embedded, on: i}}}}\nhosts: {{h: {{broker: x}}, i: {{broker: x}}}}\n{one}"
     )
     assert list(other.brokers("i")) == ["x"]
+
+
+def test_a_host_needs_the_brokers_that_its_nodes_name_themselves(tmp_path: Path) -> None:
+    brokers = "brokers: {x: {run: embedded}, y: {url: 'mqtt://y'}, z: {url: 'mqtt://z'}}\nhosts: {h: {broker: x}}\n"
+    (tmp_path / "t.yaml").write_text(
+        f"topology: t\n{brokers}nodes:\n"
+        "  a: {ingest: {source: mqtt, broker: y, topics: [t]}}\n"
+        "  b: {federate: {job: j, trainer: {mlp: {layers: [2, 2]}}, broker: z}}\n"
+        "  o: {uplink: {sink: jsonl, path: o.jsonl}, from: [a, b]}\n"
+    )
+    assert list(prepare(tmp_path / "t.yaml").brokers()) == ["x", "y", "z"]
 
 
 def test_nodes_are_in_topological_order_whatever_the_file_says(tmp_path: Path) -> None:
