@@ -16,27 +16,35 @@ if TYPE_CHECKING:
     from nodes.federated.options import JobOptions
 
 
+MEMBERS = frozenset({"train", "federate", "answer", "ask"})
+"""Kinds that have a job."""
+LEAD = frozenset({"federate", "ask"})
+"""Those that lead one."""
+
+
 def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Problem]:
     """Different models in one job, two that lead it, two clients of one name."""
     jobs: dict[str, list[tuple[str, str, JobOptions]]] = {}
     for name, node in topology.nodes.items():
-        if node.kind in {"train", "federate"} and name in configs:
-            config: JobOptions = configs[name]  # type: ignore[assignment] # what these two kinds have
+        if node.kind in MEMBERS and name in configs:
+            config: JobOptions = configs[name]  # type: ignore[assignment] # what these kinds have
             jobs.setdefault(config.job, []).append((name, node.kind, config))
     for job, members in jobs.items():
-        members.sort(key=lambda member: member[1] != "federate")  # the one that leads says what is right
+        members.sort(key=lambda member: member[1] not in LEAD)  # the one that leads says what is right
         first = members[0]
-        leads = [name for name, kind, _ in members if kind == "federate"]
-        for name in leads[1:]:
-            yield Problem(("nodes", name, "federate", "job"), f"{leads[0]!r} leads the job {job!r} already")
+        leads = [(name, kind) for name, kind, _ in members if kind in LEAD]
+        for name, kind in leads[1:]:
+            yield Problem(("nodes", name, kind, "job"), f"{leads[0][0]!r} leads the job {job!r} already")
         clients: dict[str, str] = {}
         for name, kind, config in members:
             if config.trainer.plain() != first[2].trainer.plain():
-                said = f"not the trainer of {first[0]!r}, which has the same job: {_differ(first[2], config)}"
-                yield Problem(("nodes", name, kind, "trainer"), said)
+                counts = kind in {"ask", "answer"}
+                what = "what is counted by" if counts else "the trainer of"
+                said = f"not {what} {first[0]!r}, which has the same job: {_differ(first[2], config)}"
+                yield Problem(("nodes", name, kind, "questions" if counts else "trainer"), said)
             if config.broker is None and (apart := _apart(topology, first, name)):
                 yield Problem(("nodes", name, kind), apart, on_key=True)
-            if kind == "train":
+            if kind not in LEAD:
                 client = getattr(config, "client", None) or name
                 if client in clients:
                     where = ("nodes", name, kind, "client" if getattr(config, "client", None) else "job")
@@ -58,5 +66,8 @@ def _differ(one: JobOptions, other: JobOptions) -> str:
     if one.trainer.name != other.trainer.name:
         return f"{one.trainer.name} there, {other.trainer.name} here"
     there, here = one.trainer.plain()[one.trainer.name], other.trainer.plain()[other.trainer.name]
-    key = next(key for key in there if there[key] != here.get(key))
-    return f"{key} is {there[key]} there, {here.get(key)} here"
+    path = ""
+    while isinstance(there, dict) and isinstance(here, dict):  # questions have a name each
+        key = next(key for key in (*there, *here) if there.get(key) != here.get(key))
+        there, here, path = there.get(key), here.get(key), f"{path}.{key}" if path else key
+    return f"{path} is {there} there, {here} here"

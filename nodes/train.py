@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nodes.federated.examples import Example, ExampleStore
     from nodes.federated.labelled import Labelled
     from nodes.federated.party import Party
-    from nodes.trainers._trainer import Trainer
+    from nodes.trainers._trainer import Examples, Trainer
 
 TYPES = frozenset({"frame/1", "tensors/1", "readings/1"})
 TOLD_EVERY = 2.0
@@ -155,25 +155,14 @@ class TrainSink(Sink):
         """
         from nodes.federated import kinds
         from nodes.federated.client import Client
-        from nodes.federated.examples import ExampleStore
         from nodes.federated.party import Party
         from nodes.federated.store import Store
 
         config, context = self._config, self._context
         name = config.client or context.node
         self._trainer = kinds.trainer(config.trainer, context)
-        self._labelled = self._reading()
-        store = self._store = ExampleStore(
-            context.state / "examples.sqlite",
-            keep=config.keep,
-            size=config.size,
-            policy=config.policy,
-            numbers=config.target == "number",
-            factor=float(config.scale),
-        )
-        self._client = Client(
-            config.job, name, self._trainer, store.to_learn, self._count, compressors=kinds.compressor
-        )
+        examples = self._gathering()
+        self._client = Client(config.job, name, self._trainer, examples, self._count, compressors=kinds.compressor)
         self._party = Party(
             self._client,
             Store(context.state / f"{config.job}.sqlite"),
@@ -183,6 +172,22 @@ class TrainSink(Sink):
             job=config.job,
         )
         await self._party.open()
+
+    def _gathering(self) -> Callable[[], Examples]:
+        """Open what examples are kept in; gives what there is to train on."""
+        from nodes.federated.examples import ExampleStore
+
+        config = self._config
+        self._labelled = self._reading()
+        self._store = ExampleStore(
+            self._context.state / "examples.sqlite",
+            keep=config.keep,
+            size=config.size,
+            policy=config.policy,
+            numbers=config.target == "number",
+            factor=float(config.scale),
+        )
+        return self._store.to_learn
 
     def _reading(self) -> Labelled:
         from nodes.federated.labelled import Labelled

@@ -61,7 +61,7 @@ class Coordinator(Machine):
         """Messages that were none."""
         self._voice = Voice(rules, self.wanted, self.quorum, inline, chunk)
         self._voice.private = strategy.asked()
-        form = Form(self.wanted, strategy.extras(self.wanted), compressor)
+        form = Form(self.wanted, strategy.extras(self.wanted), compressor, strategy.fault)
         self.desk = Desk(rules, form, self.roster, self._voice, Place() if place is None else place)
         self._idle_since = 0
         self._repeat: int | None = None
@@ -165,7 +165,7 @@ class Coordinator(Machine):
             return None
         times = [self._voice.wake(), self.desk.wake(), self._repeat, self._time_end()]
         if (held := self.round) is None:
-            times += [self._begin_at(), self._idle_since + ns(self.rules.wait)]
+            times += [self._begin_at(), self._due + ns(self.rules.wait)]
         elif held.phase == COLLECTING:
             times.append(held.deadline)
             if held.enough is not None:
@@ -211,20 +211,28 @@ class Coordinator(Machine):
             # the clients could not reach it while it was away
             held.deadline = max(held.deadline, now + ns(self.rules.deadline) // 2)
 
+    @property
+    def _due(self) -> int:
+        """When the next round may begin at the earliest: at once, or at the next multiple of ``every``."""
+        every = ns(self.rules.every)
+        if not every or not self.job.number or self.job.failures:
+            return self._idle_since
+        return (self._idle_since // every + 1) * every
+
     def _begin_at(self) -> int | None:
         """When a round may begin with the clients there are; None: not with them."""
         rules, n = self.rules, len(self.roster.fit)
         if n >= max(rules.least, self.quorum):
-            return self._idle_since + (0 if self.job.number else ns(rules.gather))
+            return self._due + (0 if self.job.number else ns(rules.gather))
         if self.job.number and n >= self.quorum:
-            return self._idle_since + ns(rules.grace)
+            return self._due + ns(rules.grace)
         return None
 
     def _idle(self, now: int, out: Answer) -> None:
         at = self._begin_at()
         if at is not None and now >= at:
             self._begin(now, out)
-        elif now >= self._idle_since + ns(self.rules.wait):
+        elif now >= self._due + ns(self.rules.wait):
             self._over("too-few", out)
 
     def _begin(self, now: int, out: Answer) -> None:
@@ -359,7 +367,7 @@ class Coordinator(Machine):
             return
         self.job.advance(merged, held.number, watched, rules)
         self._voice.task = merged.task
-        self._end(held, "committed", now, out, metrics, over=merged.over)
+        self._end(held, "committed", now, out, metrics, over=merged.over, answers=merged.answers)
 
     def _end(
         self,
@@ -371,6 +379,7 @@ class Coordinator(Machine):
         *,
         why: str = "",
         over: str = "",
+        answers: Mapping[str, Any] | None = None,
     ) -> None:
         """The round is over, whatever became of it; begin the next if one can begin."""
         job, committed = self.job, status == "committed"
@@ -380,7 +389,7 @@ class Coordinator(Machine):
         else:
             job.fail(held.number)
         ended = row(held, status, why, job.version, metrics or {}, used, len(self.roster.fit), now)
-        ended.update(bytes_up=self.desk.up, bytes_down=self._voice.down)
+        ended.update(bytes_up=self.desk.up, bytes_down=self._voice.down, **({"answers": answers} if answers else {}))
         self.desk.up = self._voice.down = 0
         out.rows.append(ended)
         out.commit.update(row=ended, round=None)
