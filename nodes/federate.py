@@ -143,6 +143,7 @@ class Config(JobOptions):
         {}, max_length=1, description="ends the job when a metric is reached, e.g. {accuracy: 0.97} or {loss: 0.1}"
     )
     stall: int | None = Field(None, ge=1, description="rounds without a better 'watch' after which the job ends")
+    keep: int = Field(3, ge=0, le=1000, description="older models that are kept, for 'penstock fl rollback'")
     watch: str = Field("accuracy", description="the metric that 'stall' and 'tolerance' look at")
     tolerance: float | None = Field(
         None, ge=0, description="a new model is thrown away if 'watch' is worse than the best by more than this"
@@ -240,6 +241,7 @@ class Config(JobOptions):
             tolerance=self.tolerance,
             time=None if self.time is None else self.time / SECOND,
             every=self.every / SECOND,
+            keep=self.keep,
             limits=rules.Limits(norm=self.limits.norm, samples=1 if self.privacy else self.limits.samples),
             **more,
         )

@@ -79,7 +79,7 @@ def jobs(path: Path, state: Path | None, only: str | None) -> tuple[Place, list[
 async def listen(place: Place, job: Job) -> str:
     """Hear what is retained of a job; gives why nothing could be heard, or nothing."""
     try:
-        bus = _bus(place, job)
+        bus = bus_of(place, job)
         async with asyncio.timeout(PATIENCE):
             await bus.open()
     except (BusError, ConfigError, TimeoutError) as error:
@@ -100,7 +100,8 @@ async def listen(place: Place, job: Job) -> str:
     return ""
 
 
-def _bus(place: Place, job: Job) -> Bus:
+def bus_of(place: Place, job: Job) -> Bus:
+    """A client at the job's broker, not opened yet."""
     from broker.connect import connect
 
     node = job.leads or job.members[0]

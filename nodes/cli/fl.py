@@ -1,4 +1,4 @@
-"""``penstock fl``: federated jobs: where they are, their rounds and clients, their curves, and how one would go."""
+"""``penstock fl``: federated jobs: where they are, their rounds and clients, their curves, how one would go; an older model."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Action(StrEnum):
     CLIENTS = "clients"
     COMPARE = "compare"
     SIMULATE = "simulate"
+    ROLLBACK = "rollback"
 
 
 def command(
@@ -36,7 +37,7 @@ def command(
         Action,
         typer.Argument(
             help="status: how far the jobs are; rounds: what each round gave; clients: who is there; compare: curves of several"
-            " runs as a picture; simulate: how the job would go with many clients."
+            " runs as a picture; simulate: how the job would go with many clients; rollback: an older model is the model again."
         ),
     ],
     topologies: Annotated[
@@ -60,6 +61,9 @@ def command(
     dropout: Annotated[
         float, typer.Option(min=0, max=1, help="simulate: part of the trainings in which one dies.")
     ] = 0,
+    to: Annotated[
+        int | None, typer.Option(min=0, help="rollback: the version to go back to; the one before if left out.")
+    ] = None,
 ) -> int:
     """Federated jobs of a topology: what the bus says while they run, and what they left on this machine."""
     if action is Action.COMPARE:
@@ -73,6 +77,13 @@ def command(
         return _rounds(found, as_json=as_json)
     if action is Action.SIMULATE:
         return _simulate(found[0], data, clients, alpha, spread, dropout, as_json=as_json)
+    if action is Action.ROLLBACK:
+        from nodes.cli._rollback import rollback
+
+        if len(found) != 1:
+            raise ConfigError(f"say with --job which: {', '.join(each.name for each in found)}")
+        print(asyncio.run(rollback(place, found[0], to)))
+        return 0
     silent = {each.name: asyncio.run(_jobs.listen(place, each)) for each in found}
     show = _status if action is Action.STATUS else _clients
     if as_json:

@@ -102,3 +102,7 @@ class Private(Strategy):
         if state["inner"] is not None:
             self.inner.restore(state["inner"])
         self._accountant.restore(state["spent"])
+
+    def revert(self, state: Any) -> None:
+        if state["inner"] is not None:
+            self.inner.revert(state["inner"])

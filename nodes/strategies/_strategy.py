@@ -104,6 +104,10 @@ class Strategy(ABC):
     def restore(self, state: Any) -> None:
         """Continue from a :meth:`snapshot`."""
 
+    def revert(self, state: Any) -> None:
+        """The model is an older one again, that had this :meth:`snapshot`. What was spent since stays spent."""
+        self.restore(state)
+
 
 def mean(updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Weights:
     """The weighted mean of the deltas in float64, added up in the order given."""
