@@ -20,6 +20,7 @@ from nodes.federated.options import MemberOptions, level
 from nodes.federated.permission import When
 from nodes.federated.questions import Questions
 from nodes.operator import Context, Flow, Sink
+from nodes.privacy.least import Insists
 from schemas.errors import ConfigError, Problem, RejectedError, did_you_mean
 from schemas.messages import Message
 from schemas.rows import ROW_TYPES
@@ -48,6 +49,9 @@ class Config(Questions, MemberOptions):
     )
     keep: int = Field(
         1_000_000, ge=1, le=100_000_000, description="most rows that wait; the oldest go, and the log says so"
+    )
+    privacy: Insists | None = Field(
+        None, description="what this device insists on; a round that asks for less is not answered"
     )
     when: When = Field(When.model_validate({}), description="conditions under which it may answer; always, if left out")
 

@@ -5,6 +5,7 @@ The other side of a job may be in another topology's file: only what is here is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -44,12 +45,28 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
                 yield Problem(("nodes", name, kind, "questions" if counts else "trainer"), said)
             if config.broker is None and (apart := _apart(topology, first, name)):
                 yield Problem(("nodes", name, kind), apart, on_key=True)
+            if kind not in LEAD and leads and (why := _never(first[2], config)):
+                yield Problem(
+                    ("nodes", name, kind, "privacy"), f"it would answer no call of {first[0]!r}: {why}", on_key=True
+                )
             if kind not in LEAD:
                 client = getattr(config, "client", None) or name
                 if client in clients:
                     where = ("nodes", name, kind, "client" if getattr(config, "client", None) else "job")
                     yield Problem(where, f"{clients[client]!r} is the client {client!r} of the job {job!r} already")
                 clients.setdefault(client, name)
+
+
+def _never(lead: JobOptions, client: JobOptions) -> str:
+    """Why a client that insists on privacy would answer no call; empty: it would."""
+    insists, asked = getattr(client, "privacy", None), getattr(lead, "privacy", None)
+    if insists is None:
+        return ""
+    if asked is None or asked.where != "local":
+        return "that does not ask for noise of the clients' own (privacy: {where: local})"
+    noise = math.inf if asked.noise is None else asked.noise  # not known before it runs
+    why: str = insists.too_little({"where": "local", "clip": asked.clip, "noise": min(noise, 1e6)})
+    return why
 
 
 def _apart(topology: Topology, first: tuple[str, str, JobOptions], name: str) -> str:

@@ -20,6 +20,7 @@ from nodes import log
 from nodes.federated.options import JobOptions, level
 from nodes.federated.permission import EVERY, When
 from nodes.operator import Context, Flow, Sink
+from nodes.privacy.least import Insists
 from schemas.errors import ConfigError, Problem, RejectedError, did_you_mean
 from schemas.expressions import Number
 from schemas.messages import Message
@@ -66,6 +67,9 @@ class Config(JobOptions):
         " balanced: likewise, of each class about as many",
     )
     least: int = Field(1, ge=1, description="examples that must be there before it takes part")
+    privacy: Insists | None = Field(
+        None, description="what this device insists on; a round that asks for less is not answered"
+    )
     when: When = Field(When.model_validate({}), description="conditions under which it may train; always, if left out")
 
     @field_validator("client")
@@ -157,12 +161,16 @@ class TrainSink(Sink):
         from nodes.federated.client import Client
         from nodes.federated.party import Party
         from nodes.federated.store import Store
+        from nodes.privacy.least import Least
 
         config, context = self._config, self._context
         name = config.client or context.node
         self._trainer = kinds.trainer(config.trainer, context)
         examples = self._gathering()
-        self._client = Client(config.job, name, self._trainer, examples, self._count, compressors=kinds.compressor)
+        least = None if config.privacy is None else Least(config.privacy)
+        self._client = Client(
+            config.job, name, self._trainer, examples, self._count, compressors=kinds.compressor, least=least
+        )
         self._party = Party(
             self._client,
             Store(context.state / f"{config.job}.sqlite"),

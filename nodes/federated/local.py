@@ -106,6 +106,8 @@ def train(
     trainer.keep(memory.own)
     metrics = dict(trainer.evaluate(known)) if call.evaluate else {}
     control = _control(call.fit)
+    if control and call.private:
+        raise ConfigError("the round asks for arrays beside a private update, which would have no noise")
     correction = control.correction(shared, memory.control, model) if control else {}
     seed = wire.seed_of(int(call.fit.get("seed", 0)), call.round, client)
     done = trainer.fit(known, Fit(**plan, seed=seed, correction=correction))
