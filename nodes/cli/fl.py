@@ -120,7 +120,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 def _status(job: Job, why: str) -> list[str]:
     lines = [f"job {job.name}"]
     if (call := job.call) is not None:
-        asked = f", {len(call.cohort)} clients asked" if call.cohort else ""
+        asked = f", {call.asked} clients asked" if call.asked else ""
         left = f", {max(0.0, (call.deadline - time.time_ns()) / 1e9):.1f} s left" if call.deadline else ""
         said = f" ({call.why})" if call.why else ""
         lines.append(f"  {call.phase}{said}, round {call.round}{asked}{left}")

@@ -63,7 +63,7 @@ class Coordinator(Machine):
         self.garbage = 0
         """Messages that were none."""
         self._voice = Voice(rules, self.wanted, self.quorum, inline, chunk)
-        self._voice.private = strategy.asked()
+        self._voice.private, self._voice.members = strategy.asked(), self.roster.members
         form = Form(self.wanted, strategy.extras(self.wanted), compressor, strategy.fault)
         self.desk = Desk(rules, form, self.roster, self._voice, Place() if place is None else place)
         self.past = Past(rules.keep)
