@@ -143,11 +143,16 @@ class Config(JobOptions):
         {}, max_length=1, description="ends the job when a metric is reached, e.g. {accuracy: 0.97} or {loss: 0.1}"
     )
     stall: int | None = Field(None, ge=1, description="rounds without a better 'watch' after which the job ends")
+    keep: int = Field(3, ge=0, le=1000, description="older models that are kept, for 'penstock fl rollback'")
     watch: str = Field("accuracy", description="the metric that 'stall' and 'tolerance' look at")
     tolerance: float | None = Field(
         None, ge=0, description="a new model is thrown away if 'watch' is worse than the best by more than this"
     )
     time: Duration | None = Field(None, gt=0, description="for the whole job")
+    every: Duration = Field(
+        0,
+        description="a round at each multiple of it since 1970 (1h: at each full hour, UTC); one after the other if left out",
+    )
     buffer: Annotated[Buffer | None, BeforeValidator(_bare_size, json_schema_input_type=Buffer | int | None)] = Field(
         None, description="asynchronous: no rounds, a new model for so many updates; a number, or a map"
     )
@@ -239,6 +244,8 @@ class Config(JobOptions):
             watch=self.watch,
             tolerance=self.tolerance,
             time=None if self.time is None else self.time / SECOND,
+            every=self.every / SECOND,
+            keep=self.keep,
             limits=rules.Limits(norm=self.limits.norm, samples=1 if self.privacy else self.limits.samples),
             **more,
         )
@@ -313,7 +320,7 @@ class FederateSource(Source):
                 for number, row in party.store.rows(self._after):
                     self._after = number
                     self._tell(row)
-                    yield Chunk([self._draft(row)], number)
+                    yield Chunk(self._drafts(row), number)
                 if ended and not party.store.rows(self._after, 1):
                     break
                 if not ended:
@@ -326,7 +333,7 @@ class FederateSource(Source):
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await leading
 
-    def _draft(self, row: dict[str, Any]) -> Draft:
+    def _drafts(self, row: dict[str, Any]) -> list[Draft]:
         """A round's row as readings."""
         import numpy as np
 
@@ -336,7 +343,7 @@ class FederateSource(Source):
         columns |= {name: [str(row.get(name) or "")] for name in TEXTS[1:]}
         columns |= {name: np.array([row.get(name, 0)], np.int64) for name in WHOLE}
         columns |= {name: np.array([row.get(name, math.nan)], np.float64) for name in REAL}
-        return Draft(self._config.job, int(row["time"]), Readings(n=1, columns=columns), str(row["round"]))
+        return [Draft(self._config.job, int(row["time"]), Readings(n=1, columns=columns), str(row["round"]))]
 
     def _tell(self, row: dict[str, Any]) -> None:
         told = {name: round(row[name], 4) for name in ("accuracy", "loss") if row.get(name, math.nan) == row.get(name)}

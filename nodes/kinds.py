@@ -10,7 +10,10 @@ from types import ModuleType
 
 from schemas.errors import ConfigError, did_you_mean
 
-NODE_KINDS = ("ingest", "preprocess", "infer", "aggregate", "join", "uplink", "custom", "train", "federate")
+NODE_KINDS = (
+    *("ingest", "preprocess", "infer", "aggregate", "join", "uplink", "custom"),
+    *("train", "federate", "answer", "ask"),
+)
 """Node kinds, each a module of this package."""
 
 FAMILIES = {

@@ -5,6 +5,7 @@ The other side of a job may be in another topology's file: only what is here is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -17,27 +18,39 @@ if TYPE_CHECKING:
     from nodes.federated.options import JobOptions
 
 
+MEMBERS = frozenset({"train", "federate", "answer", "ask"})
+"""Kinds that have a job."""
+LEAD = frozenset({"federate", "ask"})
+"""Those that lead one."""
+
+
 def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Problem]:
     """Different models in one job, two that lead it, two clients of one name."""
     jobs: dict[str, list[tuple[str, str, JobOptions]]] = {}
     for name, node in topology.nodes.items():
-        if node.kind in {"train", "federate"} and name in configs:
-            config: JobOptions = configs[name]  # type: ignore[assignment] # what these two kinds have
+        if node.kind in MEMBERS and name in configs:
+            config: JobOptions = configs[name]  # type: ignore[assignment] # what these kinds have
             jobs.setdefault(config.job, []).append((name, node.kind, config))
     for job, members in jobs.items():
-        members.sort(key=lambda member: member[1] != "federate")  # the one that leads says what is right
+        members.sort(key=lambda member: member[1] not in LEAD)  # the one that leads says what is right
         first = members[0]
-        leads = [name for name, kind, _ in members if kind == "federate"]
-        for name in leads[1:]:
-            yield Problem(("nodes", name, "federate", "job"), f"{leads[0]!r} leads the job {job!r} already")
+        leads = [(name, kind) for name, kind, _ in members if kind in LEAD]
+        for name, kind in leads[1:]:
+            yield Problem(("nodes", name, kind, "job"), f"{leads[0][0]!r} leads the job {job!r} already")
         clients: dict[str, str] = {}
         for name, kind, config in members:
             if config.trainer.plain() != first[2].trainer.plain():
-                said = f"not the trainer of {first[0]!r}, which has the same job: {_differ(first[2], config)}"
-                yield Problem(("nodes", name, kind, "trainer"), said)
+                counts = kind in {"ask", "answer"}
+                what = "what is counted by" if counts else "the trainer of"
+                said = f"not {what} {first[0]!r}, which has the same job: {_differ(first[2], config)}"
+                yield Problem(("nodes", name, kind, "questions" if counts else "trainer"), said)
             if config.broker is None and (apart := _apart(topology, first, name)):
                 yield Problem(("nodes", name, kind), apart, on_key=True)
-            if kind == "train":
+            if kind not in LEAD and leads and (why := _never(first[2], config)):
+                yield Problem(
+                    ("nodes", name, kind, "privacy"), f"it would answer no call of {first[0]!r}: {why}", on_key=True
+                )
+            if kind not in LEAD:
                 client = getattr(config, "client", None) or name
                 if client in clients:
                     where = ("nodes", name, kind, "client" if getattr(config, "client", None) else "job")
@@ -94,6 +107,18 @@ def _owner(devices: Mapping[str, bytes], key: bytes | None) -> str:
     return next((repr(name) for name, known in devices.items() if known == key), "nobody there")
 
 
+def _never(lead: JobOptions, client: JobOptions) -> str:
+    """Why a client that insists on privacy would answer no call; empty: it would."""
+    insists, asked = getattr(client, "privacy", None), getattr(lead, "privacy", None)
+    if insists is None:
+        return ""
+    if asked is None or asked.where != "local":
+        return "that does not ask for noise of the clients' own (privacy: {where: local})"
+    noise = math.inf if asked.noise is None else asked.noise  # not known before it runs
+    why: str = insists.too_little({"where": "local", "clip": asked.clip, "noise": min(noise, 1e6)})
+    return why
+
+
 def _apart(topology: Topology, first: tuple[str, str, JobOptions], name: str) -> str:
     """Why a node and the first one of its job would not hear each other; empty: they would."""
     there = first[2].broker or topology.hosts[topology.nodes[first[0]].host]
@@ -108,5 +133,8 @@ def _differ(one: JobOptions, other: JobOptions) -> str:
     if one.trainer.name != other.trainer.name:
         return f"{one.trainer.name} there, {other.trainer.name} here"
     there, here = one.trainer.plain()[one.trainer.name], other.trainer.plain()[other.trainer.name]
-    key = next(key for key in there if there[key] != here.get(key))
-    return f"{key} is {there[key]} there, {here.get(key)} here"
+    path = ""
+    while isinstance(there, dict) and isinstance(here, dict):  # questions have a name each
+        key = next(key for key in (*there, *here) if there.get(key) != here.get(key))
+        there, here, path = there.get(key), here.get(key), f"{path}.{key}" if path else key
+    return f"{path} is {there} there, {here} here"

@@ -148,7 +148,8 @@ class Supervisor:
 
     def end(self) -> None:
         """End the sources as if their data had ended, and what goes on without any; the run then completes by itself."""
-        self._tell(end=[name for name, view in self.views.items() if view.kind in {"ingest", "federate", "train"}])
+        endless = {"ingest", "federate", "train", "ask", "answer"}
+        self._tell(end=[name for name, view in self.views.items() if view.kind in endless])
 
     async def stop(self) -> None:
         """Drain: sources first, then down the topology, each when those before it have left; state is kept."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +21,7 @@ from nodes.federated import key_options
 from nodes.federated.options import JobOptions, level
 from nodes.federated.permission import EVERY, When
 from nodes.operator import Context, Flow, Sink
+from nodes.privacy.least import Insists
 from schemas.errors import ConfigError, Problem, RejectedError, did_you_mean
 from schemas.expressions import Number
 from schemas.messages import Message
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from nodes.federated.examples import Example, ExampleStore
     from nodes.federated.labelled import Labelled
     from nodes.federated.party import Party
-    from nodes.trainers._trainer import Trainer
+    from nodes.trainers._trainer import Examples, Trainer
 
 TYPES = frozenset({"frame/1", "tensors/1", "readings/1"})
 TOLD_EVERY = 2.0
@@ -68,6 +69,9 @@ class Config(JobOptions):
     )
     least: int = Field(1, ge=1, description="examples that must be there before it takes part")
     coordinator: str | None = Field(None, min_length=1, description=key_options.COORDINATOR)
+    privacy: Insists | None = Field(
+        None, description="what this device insists on; a round that asks for less is not answered"
+    )
     when: When = Field(When.model_validate({}), description="conditions under which it may train; always, if left out")
 
     @field_validator("client")
@@ -158,30 +162,24 @@ class TrainSink(Sink):
         """
         from nodes.federated import kinds
         from nodes.federated.client import Client
-        from nodes.federated.examples import ExampleStore
         from nodes.federated.party import Party
         from nodes.federated.store import Store
+        from nodes.privacy.least import Least
 
         config, context = self._config, self._context
         name = config.client or context.node
         self._trainer = kinds.trainer(config.trainer, context)
-        self._labelled = self._reading()
-        store = self._store = ExampleStore(
-            context.state / "examples.sqlite",
-            keep=config.keep,
-            size=config.size,
-            policy=config.policy,
-            numbers=config.target == "number",
-            factor=float(config.scale),
-        )
+        examples = self._gathering()
+        least = None if config.privacy is None else Least(config.privacy)
         self._client = Client(
             config.job,
             name,
             self._trainer,
-            store.to_learn,
+            examples,
             self._count,
             compressors=kinds.compressor,
             trust=key_options.client_trust(config.key, config.coordinator, context),
+            least=least,
         )
         self._party = Party(
             self._client,
@@ -192,6 +190,22 @@ class TrainSink(Sink):
             job=config.job,
         )
         await self._party.open()
+
+    def _gathering(self) -> Callable[[], Examples]:
+        """Open what examples are kept in; gives what there is to train on."""
+        from nodes.federated.examples import ExampleStore
+
+        config = self._config
+        self._labelled = self._reading()
+        self._store = ExampleStore(
+            self._context.state / "examples.sqlite",
+            keep=config.keep,
+            size=config.size,
+            policy=config.policy,
+            numbers=config.target == "number",
+            factor=float(config.scale),
+        )
+        return self._store.to_learn
 
     def _reading(self) -> Labelled:
         from nodes.federated.labelled import Labelled

@@ -379,7 +379,7 @@ EVERY: list[tuple[str, dict[str, Any]]] = [
 
 
 def test_every_strategy_is_in_these_tests() -> None:
-    assert {name for name, _ in EVERY} == set(kinds.names("strategy"))
+    assert {name for name, _ in EVERY} == set(kinds.names("strategy")) - {"sum"}  # makes no model: test_counting.py
 
 
 @pytest.mark.parametrize(("name", "options"), EVERY)

@@ -94,24 +94,25 @@ def jobs(path: Path, state: Path | None, only: str | None) -> tuple[Place, list[
     from nodes.cli._reach import Place
     from nodes.federated.store import look
     from nodes.plan import prepare
+    from nodes.planned_jobs import LEAD, MEMBERS
     from schemas.errors import did_you_mean
 
     plan = prepare(path, state=state)
     place = Place(plan.topology, state if state is not None else plan.topology.base / ".penstock" / plan.topology.name)
     found: dict[str, Job] = {}
     for node in plan.nodes.values():
-        if node.kind not in {"train", "federate"}:
+        if node.kind not in MEMBERS:
             continue
-        name = node.config.job  # type: ignore[attr-defined] # both kinds have it
+        name = node.config.job  # type: ignore[attr-defined] # these kinds have it
         job = found.setdefault(name, Job(name, []))
         job.members.append(node)
-        if node.kind == "federate":
+        if node.kind in LEAD:
             job.leads = node
             store = place.state / node.name / f"{name}.sqlite"
             if store.is_file():
                 job.rows, job.kept = look(store)
     if not found:
-        raise ConfigError(f"{path} has no federated job: no node is of the kind train or federate")
+        raise ConfigError(f"{path} has no federated job: no node is of the kind train or federate, answer or ask")
     if only is not None and only not in found:
         raise ConfigError(f"there is no job {only!r}{did_you_mean(only, found)}")
     return place, [job for name, job in found.items() if only in {None, name}]
@@ -120,7 +121,7 @@ def jobs(path: Path, state: Path | None, only: str | None) -> tuple[Place, list[
 async def listen(place: Place, job: Job) -> str:
     """Hear what is retained of a job; gives why nothing could be heard, or nothing."""
     try:
-        bus = _bus(place, job)
+        bus = bus_of(place, job)
         async with asyncio.timeout(PATIENCE):
             await bus.open()
     except (BusError, ConfigError, TimeoutError) as error:
@@ -147,7 +148,8 @@ async def listen(place: Place, job: Job) -> str:
     return ""
 
 
-def _bus(place: Place, job: Job) -> Bus:
+def bus_of(place: Place, job: Job) -> Bus:
+    """A client at the job's broker, not opened yet."""
     from broker.connect import connect
 
     node = job.leads or job.members[0]

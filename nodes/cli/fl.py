@@ -1,4 +1,4 @@
-"""``penstock fl``: federated jobs: where they are, their rounds and clients, their curves, and how one would go."""
+"""``penstock fl``: federated jobs: where they are, their rounds and clients, their curves, how one would go; an older model."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Action(StrEnum):
     CLIENTS = "clients"
     COMPARE = "compare"
     SIMULATE = "simulate"
+    ROLLBACK = "rollback"
     KEY = "key"
     RIGHTS = "rights"
 
@@ -39,8 +40,8 @@ def command(
         Action,
         typer.Argument(
             help="status: how far the jobs are; rounds: what each round gave; clients: who is there; compare: curves of several"
-            " runs as a picture; simulate: how the job would go with many clients; key: make a node's key; rights: what each"
-            " party may publish and hear at the broker."
+            " runs as a picture; simulate: how the job would go with many clients; rollback: an older model is the model"
+            " again; key: make a node's key; rights: what each party may publish and hear at the broker."
         ),
     ],
     topologies: Annotated[
@@ -76,6 +77,9 @@ def command(
         str | None,
         typer.Option(help="status, clients: public key of who leads, or its file; the topology's if left out."),
     ] = None,
+    to: Annotated[
+        int | None, typer.Option(min=0, help="rollback: the version to go back to; the one before if left out.")
+    ] = None,
 ) -> int:
     """Federated jobs of a topology: what the bus says while they run, and what they left on this machine."""
     if action is Action.COMPARE:
@@ -93,6 +97,13 @@ def command(
         return _rounds(found, as_json=as_json)
     if action is Action.SIMULATE:
         return _simulate(found[0], data, clients, alpha, spread, dropout, as_json=as_json)
+    if action is Action.ROLLBACK:
+        from nodes.cli._rollback import rollback
+
+        if len(found) != 1:
+            raise ConfigError(f"say with --job which: {', '.join(each.name for each in found)}")
+        print(asyncio.run(rollback(place, found[0], to)))
+        return 0
     for each in found:
         each.believe(coordinator)
     silent = {each.name: asyncio.run(_jobs.listen(place, each)) for each in found}
@@ -132,7 +143,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 def _status(job: Job, why: str) -> list[str]:
     lines = [f"job {job.name}"]
     if (call := job.call) is not None:
-        asked = f", {len(call.cohort)} clients asked" if call.cohort else ""
+        asked = f", {call.asked} clients asked" if call.asked else ""
         left = f", {max(0.0, (call.deadline - time.time_ns()) / 1e9):.1f} s left" if call.deadline else ""
         said = f" ({call.why})" if call.why else ""
         lines.append(f"  {call.phase}{said}, round {call.round}{asked}{left}")

@@ -58,14 +58,26 @@ class Question(msgspec.Struct, frozen=True, omit_defaults=True):
         return len(self.edges or self.categories) + 1
 
 
-def answer(question: Question, column: Column) -> Array:
-    """A client's counts, float64, [question.size].
+def places(question: Question, column: Column) -> Array:
+    """Which count each row is part of, int32, [rows]; -1: none, its value is missing.
 
     :param column: its values: an array, or a list of texts; None and NaN are missing.
+    :raises ValueError: there are texts where numbers are counted.
     """
-    counts = _by_edges(question, column) if question.edges else _by_categories(question, column)
+    found = _by_edges(question, column) if question.edges else _by_categories(question, column)
+    return found.astype(np.int32)
+
+
+def gathered(question: Question, found: Array) -> Array:
+    """A client's counts, float64, [question.size], of what :func:`places` gave."""
+    counts = np.bincount(found[found >= 0], minlength=question.size).astype(np.float64)
     rows = counts.sum()
     return counts / rows if question.weigh == "clients" and rows else counts
+
+
+def answer(question: Question, column: Column) -> Array:
+    """A client's counts, float64, [question.size], of a column as :func:`places` takes it."""
+    return gathered(question, places(question, column))
 
 
 def total(
@@ -135,15 +147,14 @@ def _by_edges(question: Question, column: Column) -> Array:
     values = np.array(
         [math.nan if v is None else v for v in column] if isinstance(column, list) else column, np.float64
     )
-    places = np.searchsorted(question.edges, values[~np.isnan(values)], side="right")
-    return np.bincount(places, minlength=question.size).astype(np.float64)
+    return np.where(np.isnan(values), -1, np.searchsorted(question.edges, values, side="right"))
 
 
 def _by_categories(question: Question, column: Column) -> Array:
     place = {category: i for i, category in enumerate(question.categories)}
-    counts = np.zeros(question.size)
-    values = column if isinstance(column, list) else column.tolist()
-    for value in values:
-        if value is not None and value == value:
-            counts[place.get(value, -1)] += 1
-    return counts
+    other = len(place)
+    if isinstance(column, list):
+        return np.array([-1 if value is None else place.get(value, other) for value in column], np.int64)
+    values, inverse = np.unique(column, return_inverse=True)  # many rows, few values
+    known = [-1 if value != value else place.get(value, other) for value in values.tolist()]
+    return np.array(known, np.int64)[inverse.reshape(-1)] if known else np.zeros(0, np.int64)

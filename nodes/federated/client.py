@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nodes.federated import wire
 from nodes.federated.download import Download
@@ -22,6 +22,9 @@ from nodes.federated.trust import CLIENT, ClientTrust
 from nodes.federated.weights import shapes
 from nodes.trainers._trainer import Examples, Trainer
 from schemas.errors import PayloadError
+
+if TYPE_CHECKING:
+    from nodes.privacy.least import Least
 
 _FIRST, _LAST = SECOND, 30 * SECOND
 """Pauses between repetitions of what was not answered: doubled from the first to the last."""
@@ -37,6 +40,7 @@ class Client(Machine):
     :param compressors: makes what the calls name.
     :param pulse: seconds after which it says anew that it is here.
     :param inline: bytes of an update that still travels in one message; ``chunk``: of a larger one's pieces.
+    :param least: what it insists on before it answers; None: it does as it is asked.
     :param patience: seconds that a client that took part in nothing waits for a new run when it finds the job over.
     :param trust: the device's key, and the coordinator's.
     """
@@ -52,6 +56,7 @@ class Client(Machine):
         compressors: Compressors = lambda _: None,
         pulse: float = 60.0,
         patience: float = 60.0,
+        least: Least | None = None,
         inline: int = wire.INLINE,
         chunk: int = wire.CHUNK,
         trust: ClientTrust = CLIENT,
@@ -61,6 +66,7 @@ class Client(Machine):
         self.trainer, self.examples, self.count, self.compressors = trainer, examples, count, compressors
         self.wanted = shapes(trainer.weights())
         self.form = wire.form(self.wanted)
+        self.least = least
         self.run = self.epoch = self.trained = 0
         """The run followed, its highest epoch, and the last round that it made an update for (or gave up)."""
         self.call: wire.Call | None = None
@@ -98,6 +104,8 @@ class Client(Machine):
         if (job := kept.get("job")) is not None:
             self.run, self.epoch, self.trained = job
         self._post.resume(kept)
+        if self.least is not None:
+            self.least.begin(kept)
         if self._post.open:
             self._say_update(out, now)
         self._present(now, out, always=True)
@@ -280,12 +288,7 @@ class Client(Machine):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def _asked(self, call: wire.Call | None) -> bool:
-        return (
-            call is not None
-            and call.phase == wire.COLLECTING
-            and call.round > self.trained
-            and (call.open or self.name in call.cohort)
-        )
+        return call is not None and call.phase == wire.COLLECTING and call.round > self.trained and call.asks(self.name)
 
     def _go(self, now: int, out: Answer) -> None:
         """Begin what is to be begun."""
@@ -294,6 +297,11 @@ class Client(Machine):
             return
         if self.count() == 0:
             self._present(now, out)
+            return
+        if self.least is not None and (why := self.least.why_not(call.private, call.fit)):
+            self.trained = call.round
+            self._commit_job(out)
+            self._give_up(call, why, now, out)
             return
         if not self._post.settled(call, out):
             if not call.open and self._post.ask(out):
@@ -324,6 +332,8 @@ class Client(Machine):
     def _made(self, call: wire.Call, result: Trained, now: int, out: Answer) -> None:
         if self.call is not None and self.call.round > call.round and not self.call.open:
             return  # too late, and nobody waits for it
+        if self.least is not None:
+            self.least.spend(call.private, out.commit)
         self._post.put(call.round, result, out)
         self._say_update(out, now)
 
@@ -372,11 +382,11 @@ class Client(Machine):
         self._wait(now)
 
     def _present(self, now: int, out: Answer, *, always: bool = False) -> None:
-        samples = 0 if self.blocked else self.count()
+        samples, pace = 0 if self.blocked else self.count(), round(self._took, 3)
+        if self.least is not None:
+            samples, pace = min(samples, 1), 0.0  # how many there are, or how long they take, is told without noise
         why = self.blocked or self._why
-        said = wire.Presence(
-            here=True, form=self.form, samples=samples, pace=round(self._took, 3), skips=self._skips, why=why
-        )
+        said = wire.Presence(here=True, form=self.form, samples=samples, pace=pace, skips=self._skips, why=why)
         if (
             always
             or self._said is None

@@ -12,20 +12,23 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
 from nodes.federated.desk import Desk, Settled
 from nodes.federated.identity import UNPROVEN, Leader
 from nodes.federated.intake import Form
-from nodes.federated.job import Job
+from nodes.federated.job import KEEP, Job
 from nodes.federated.machine import Answer, Machine, Work
+from nodes.federated.past import Order, Ordered, Past, heard
 from nodes.federated.roster import Roster
 from nodes.federated.rounds import AGGREGATING, COLLECTING, Evaluate, Merged, Round, means, merge, row
 from nodes.federated.rules import Rules, ns
 from nodes.federated.trust import COORDINATOR, CoordinatorTrust
 from nodes.federated.uploads import Place
 from nodes.federated.voice import Voice
-from nodes.federated.weights import Weights, digest, shapes
+from nodes.federated.weights import UnfitError, Weights, digest, shapes
 from nodes.strategies._strategy import Strategy
 from schemas.errors import PayloadError
 
@@ -64,10 +67,13 @@ class Coordinator(Machine):
         self.garbage = 0
         """Messages that were none."""
         self._voice = Voice(rules, self.wanted, self.quorum, inline, chunk)
-        self._voice.private = strategy.asked()
+        self._voice.private, self._voice.members = strategy.asked(), self.roster.members
         self.identity = self._voice.identity = Leader(rules.job, trust)
-        form = Form(self.wanted, strategy.extras(self.wanted), compressor)
+        form = Form(self.wanted, strategy.extras(self.wanted), compressor, strategy.fault)
         self.desk = Desk(rules, form, self.roster, self._voice, Place() if place is None else place, self.identity)
+        self.past = Past(rules.keep)
+        self._order: Order | None = None
+        """To go back, when the work under way has ended."""
         self._idle_since = 0
         self._repeat: int | None = None
         self._silent: frozenset[str] = frozenset()
@@ -86,15 +92,17 @@ class Coordinator(Machine):
     # -- the contract -----------------------------------------------------------------------------------------------
 
     def filters(self) -> tuple[str, ...]:
-        return ("round", *(f"c/+/{what}" for what in ("state", "up", "offer", "blob", "need", "ask")))
+        return ("round", "order", *(f"c/+/{what}" for what in ("state", "up", "offer", "blob", "need", "ask")))
 
     def start(self, kept: Mapping[str, Any], now: int) -> Answer:
         out = Answer()
+        self.past.begin(kept)
         if (job := kept.get("job")) is None:
             model, shared, life = self.job.model, self.strategy.shared(), max(1, now // 1_000_000)
             self.job = Job(life, life, now, model, state=self.strategy.snapshot())
             self.job.adopt(model, shared, wire.pack_model(model, shared), digest(model))
             out.commit["model"] = self.job.kept_model()
+            self.past.remember(self.job, out.commit)
             self.desk.begin(kept, life)
         else:
             self._resume(kept, job, now)
@@ -138,6 +146,8 @@ class Coordinator(Machine):
             match parts:
                 case ["round"]:
                     self._heard_call(wire.hear(wire.Call, payload), out)
+                case ["order"]:
+                    self._heard_order(heard(Order, payload), now, out)
                 case ["c", client, "up" | "blob" | "offer" as what]:
                     self._settle(self.desk.heard(client, what, payload, self.job, self.round, now, out), now, out)
                 case ["c", client, "state"]:
@@ -154,7 +164,10 @@ class Coordinator(Machine):
         out = Answer()
         if self.job.outcome or self.round is None:
             return out
-        if isinstance(result, Merged):
+        if self._order is not None:
+            self._undo()
+            self._go_back(self._order, now, out)
+        elif isinstance(result, Merged):
             self._merged(result, self.round, now, out)
         else:
             self._undo()
@@ -174,7 +187,7 @@ class Coordinator(Machine):
             return None
         times = [self._voice.wake(), self.desk.wake(), self._repeat, self._time_end()]
         if (held := self.round) is None:
-            times += [self._begin_at(), self._idle_since + ns(self.rules.wait)]
+            times += [self._begin_at(), self._due + ns(self.rules.wait)]
         elif held.phase == COLLECTING:
             times.append(held.deadline)
             if held.enough is not None:
@@ -220,20 +233,28 @@ class Coordinator(Machine):
             # the clients could not reach it while it was away
             held.deadline = max(held.deadline, now + ns(self.rules.deadline) // 2)
 
+    @property
+    def _due(self) -> int:
+        """When the next round may begin at the earliest: at once, or at the next multiple of ``every``."""
+        every = ns(self.rules.every)
+        if not every or not self.job.number or self.job.failures:
+            return self._idle_since
+        return (self._idle_since // every + 1) * every
+
     def _begin_at(self) -> int | None:
         """When a round may begin with the clients there are; None: not with them."""
         rules, n = self.rules, len(self.roster.fit)
         if n >= max(rules.least, self.quorum):
-            return self._idle_since + (0 if self.job.number else ns(rules.gather))
+            return self._due + (0 if self.job.number else ns(rules.gather))
         if self.job.number and n >= self.quorum:
-            return self._idle_since + ns(rules.grace)
+            return self._due + ns(rules.grace)
         return None
 
     def _idle(self, now: int, out: Answer) -> None:
         at = self._begin_at()
         if at is not None and now >= at:
             self._begin(now, out)
-        elif now >= self._idle_since + ns(self.rules.wait):
+        elif now >= self._due + ns(self.rules.wait):
             self._over("too-few", out)
 
     def _begin(self, now: int, out: Answer) -> None:
@@ -330,6 +351,44 @@ class Coordinator(Machine):
         if ask.model:
             self._voice.again(self.job, now, out)
 
+    # -- going back -------------------------------------------------------------------------------------------------
+
+    def _heard_order(self, order: Order, now: int, out: Answer) -> None:
+        """Somebody wants an older model back."""
+        if (done := self.past.answer(order)) is not None:
+            self._ordered(done, out)
+        elif why := self.past.refusal(order, self.job):
+            self._ordered(Ordered(order.ident, refused=why), out)
+        elif self.round is not None and self.round.phase == AGGREGATING:
+            self._order = order
+        else:
+            self._go_back(order, now, out)
+
+    def _ordered(self, what: Ordered, out: Answer) -> None:
+        self._voice.say(out, "ordered", msgspec.msgpack.encode(what))
+
+    def _go_back(self, order: Order, now: int, out: Answer) -> None:
+        """The old model is the new one, and the round under way counts for nothing: one commit."""
+        self._order, job, held = None, self.job, self.round
+        try:
+            done, state = self.past.bring_back(order, job, self.wanted, self.rules, out.commit)
+        except (PayloadError, UnfitError) as error:
+            self._ordered(Ordered(order.ident, refused=str(error)), out)
+            if held is not None and held.phase == AGGREGATING:
+                self._aggregate(held, out)
+            return
+        if state is not None:
+            self.strategy.revert(state)
+        job.state, self._voice.task = self.strategy.snapshot(), self.strategy.task()
+        if held is not None:
+            ended = row(held, "aborted", "gone back", job.version - 1, {}, [], len(self.roster.fit), now)
+            out.rows.append({**ended, "bytes_up": self.desk.up, "bytes_down": self._voice.down})
+            job.aborted = [*job.aborted, held.number][-KEEP:]
+        self.desk.forget(None, out)
+        back = Round(job.made, job.digest, now, now, 0, [])
+        self._end(back, "committed", now, out, job.metrics, why=f"gone back to version {done.of}")
+        self._ordered(done, out)
+
     # -- ending a round ---------------------------------------------------------------------------------------------
 
     def _look(self, now: int, out: Answer) -> None:
@@ -372,7 +431,7 @@ class Coordinator(Machine):
             return
         self.job.advance(merged, held.number, watched, rules)
         self._voice.task = merged.task
-        self._end(held, "committed", now, out, metrics, over=merged.over)
+        self._end(held, "committed", now, out, metrics, over=merged.over, answers=merged.answers)
 
     def _end(
         self,
@@ -384,16 +443,18 @@ class Coordinator(Machine):
         *,
         why: str = "",
         over: str = "",
+        answers: Mapping[str, Any] | None = None,
     ) -> None:
         """The round is over, whatever became of it; begin the next if one can begin."""
         job, committed = self.job, status == "committed"
         used = [self.desk.taken[pair] for pair in held.counted] if committed else []
         if committed:
             out.commit["model"] = job.kept_model()
+            self.past.remember(job, out.commit)
         else:
             job.fail(held.number)
         ended = row(held, status, why, job.version, metrics or {}, used, len(self.roster.fit), now)
-        ended.update(bytes_up=self.desk.up, bytes_down=self._voice.down)
+        ended.update(bytes_up=self.desk.up, bytes_down=self._voice.down, **({"answers": answers} if answers else {}))
         self.desk.up = self._voice.down = 0
         out.rows.append(ended)
         out.commit.update(row=ended, round=None)

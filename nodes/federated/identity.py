@@ -183,6 +183,9 @@ class Leader:
         if topic == "round":
             message = self._self.hear(topic, payload)
             why = "somebody else calls rounds of this job: passed over, and our call is said again"
+        elif topic == "order":
+            message = self._self.hear(topic, payload)
+            why = "an order that is not signed with this job's key is not followed"
         elif what == "up":
             return payload  # update() looks at it, and has an answer
         elif self.trust.devices is None or what not in _THEIRS or topic.count("/") != 2:

@@ -20,8 +20,8 @@ class RefusedError(PenstockError):
     """This update does not count.
 
     :param reason: a short stable word: those of :class:`PayloadError` and :class:`UnfitError`, and ``job``, ``client``,
-        ``base``, ``samples``, ``norm``, ``extra``, ``not-asked``, ``unknown-client``, ``future``, ``unsigned``, ``unsealed``,
-        ``signature``, ``sealed``.
+        ``base``, ``samples``, ``norm``, ``extra``, ``nonsense``, ``not-asked``, ``unknown-client``, ``future``, ``unsigned``,
+        ``unsealed``, ``signature``, ``sealed``.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -35,11 +35,13 @@ class Form:
 
     :param wanted: the model's form; ``extras``: of what the strategy wants beside the delta.
     :param compressor: what undoes the clients' compression.
+    :param fault: what the strategy has against a delta that is of this form.
     """
 
     wanted: tuple[Shape, ...]
     extras: tuple[Shape, ...]
     compressor: Compressor | None
+    fault: Callable[[Weights], str] = lambda _: ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ def examine(update: Taken, base: str, form: Form, limits: Limits, largest: float
         fit(delta, form.wanted)
     except (UnfitError, PayloadError) as error:
         raise RefusedError(error.reason, str(error)) from None
+    if why := form.fault(delta):
+        raise RefusedError("nonsense", why)
     if not same_form(update.extra, form.extras):
         raise RefusedError("extra", "its further arrays are not those that the strategy wants, or not finite")
     most = largest if limits.norm is None else limits.norm

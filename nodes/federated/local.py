@@ -65,11 +65,12 @@ class Trained:
 
 
 def split_task(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of :class:`Fit` in a call; ``control`` is about this file.
+    """The fields of :class:`Fit` in a call; ``control`` and ``alike`` (each client
+    counts the same, whatever rows it has) are about this file.
 
     :raises ConfigError: it asks for something that this client does not know, and would silently not do.
     """
-    if unknown := [name for name in task if name not in _FIT and name not in {"seed", "control"}]:
+    if unknown := [name for name in task if name not in _FIT and name not in {"seed", "control", "alike"}]:
         raise ConfigError(f"the round asks for {', '.join(sorted(unknown))}, which this version does not know")
     return {name: value for name, value in task.items() if name in _FIT}
 
@@ -99,12 +100,14 @@ def train(
     if digest(model) != call.base:
         raise UnfitError("base", "the model that came is not the one that the round begins with")
     known = examples()
-    if not len(known):
+    if not len(known) and not trainer.content:
         raise NothingToLearnError("there are no examples")
     trainer.load(model)
     trainer.keep(memory.own)
     metrics = dict(trainer.evaluate(known)) if call.evaluate else {}
     control = _control(call.fit)
+    if control and call.private:
+        raise ConfigError("the round asks for arrays beside a private update, which would have no noise")
     correction = control.correction(shared, memory.control, model) if control else {}
     seed = wire.seed_of(int(call.fit.get("seed", 0)), call.round, client)
     done = trainer.fit(known, Fit(**plan, seed=seed, correction=correction))
@@ -126,7 +129,7 @@ def train(
         call.round,
         client,
         base=call.base,
-        samples=1 if call.private else len(known),
+        samples=1 if call.private or call.fit.get("alike") else len(known),
         packed=packed,
         extra=extra,
         metrics=wire.finite(metrics),

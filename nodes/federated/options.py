@@ -1,10 +1,10 @@
-"""What both sides of a job are told: the keys that ``train`` and ``federate`` share."""
+"""What both sides of a job are told: the keys that ``train`` and ``federate``, ``answer`` and ``ask`` share."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -23,11 +23,13 @@ else:
     Trained = choice("trainer")
 
 
-class JobOptions(Options):
-    """A job, its model, and the broker where it is."""
+C = TypeVar("C", bound="MemberOptions")
+
+
+class MemberOptions(Options):
+    """A job, and the broker where it is."""
 
     job: str = Field(description="name of the job, the same on both sides")
-    trainer: Trained = Field(description="what learns, one of the trainers with its options; equal on both sides")
     broker: str | None = Field(
         None, description="name of a broker of the topology, or its URL, where the job is; the host's own if left out"
     )
@@ -39,11 +41,14 @@ class JobOptions(Options):
         return level(name)
 
     def check(self, context: Context) -> None:
-        with self.trainer.at("trainer"):
-            self.trainer.options.check(context)
         if self.broker is not None and "://" not in self.broker and self.broker not in context.brokers:
             hint = did_you_mean(self.broker, context.brokers)
             raise ConfigError(Problem(("broker",), f"unknown broker {self.broker!r}{hint}"))
+
+    def carried(self, kind: type[C], **more: Any) -> C:
+        """Options of another kind that does our work: ours where it has the same, ``more``, and its defaults."""
+        names = type(self).model_fields.keys() & kind.model_fields.keys()
+        return kind.model_construct(**{name: getattr(self, name) for name in names}, **more)
 
     def root(self, context: Context) -> str:
         """What the job's topics begin with."""
@@ -60,6 +65,17 @@ class JobOptions(Options):
             "prompt": True,
         }
         return partial(context.bus, self.broker, name, patience=math.inf, **options)
+
+
+class JobOptions(MemberOptions):
+    """A job and its model."""
+
+    trainer: Trained = Field(description="what learns, one of the trainers with its options; equal on both sides")
+
+    def check(self, context: Context) -> None:
+        super().check(context)
+        with self.trainer.at("trainer"):
+            self.trainer.options.check(context)
 
 
 def level(name: str) -> str:

@@ -44,7 +44,11 @@ def client(name: str) -> tuple[Sequence[str], Sequence[str]]:
 
 def coordinator() -> tuple[Sequence[str], Sequence[str]]:
     """Likewise of the coordinator."""
-    return ["round", *MODEL, "c/+/ack", "c/+/have"], ["round", *(f"c/+/{what}" for what in SAID_BY_CLIENTS)]
+    return ["round", "ordered", *MODEL, "c/+/ack", "c/+/have"], [
+        "round",
+        "order",
+        *(f"c/+/{what}" for what in SAID_BY_CLIENTS),
+    ]
 
 
 def follower(name: str) -> tuple[Sequence[str], Sequence[str]]:

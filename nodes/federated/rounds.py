@@ -95,6 +95,7 @@ class Merged:
     :param data: the bytes of the model and what is shared with it.
     :param state: the strategy's snapshot; ``task`` is what it asks of the clients from now on.
     :param over: why the strategy makes no further round; empty: it does.
+    :param answers: what it found out beside the model, for the round's row.
     """
 
     weights: Weights
@@ -105,6 +106,7 @@ class Merged:
     task: dict[str, Any]
     metrics: dict[str, float]
     over: str = ""
+    answers: dict[str, list[float]] = field(default_factory=dict)
 
 
 def merge(
@@ -130,7 +132,8 @@ def merge(
     metrics = {} if evaluate is None else {name: float(value) for name, value in evaluate(new).items()}
     metrics |= strategy.told()
     state, task = strategy.snapshot(), strategy.task()
-    return Merged(new, shared, digest(new), pack_model(new, shared), state, task, metrics, strategy.over())
+    data, over = pack_model(new, shared), strategy.over()
+    return Merged(new, shared, digest(new), data, state, task, metrics, over, strategy.answers())
 
 
 def means(taken: Sequence[Taken]) -> dict[str, float]:

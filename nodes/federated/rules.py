@@ -57,6 +57,8 @@ class Rules:
     :param watch: the metric that ``stall`` and ``tolerance`` look at.
     :param tolerance: a new model is thrown away if ``watch`` is worse than the best by more than this; None: never.
     :param time: for the whole job.
+    :param keep: older models that are kept to go back to.
+    :param every: rounds begin at multiples of it since the epoch, one after an aborted one at once; 0: as soon as they can.
     :param repeat: the call is said again at least so often while somebody has not answered.
     """
 
@@ -83,6 +85,8 @@ class Rules:
     tolerance: float | None = None
     time: float | None = None
     repeat: float = 15.0
+    every: float = 0.0
+    keep: int = 3
     limits: Limits = Limits()
 
     def asks(self, here: int, quorum: int) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from broker.blobs import Broadcast, offer
-from nodes.federated import wire
+from nodes.federated import cohort, wire
+from nodes.federated.cohort import NAMED, Crowd
 from nodes.federated.identity import Leader
 from nodes.federated.job import Job
 from nodes.federated.machine import Answer, Say
@@ -33,6 +35,9 @@ class Voice:
         self.task: dict[str, Any] = {}
         self.private: dict[str, Any] = {}
         self.down = 0
+        self.members: Collection[str] = ()
+        """All clients that were ever heard of."""
+        self._crowd: tuple[tuple[int, int, int], Crowd] | None = None
         self._said = 0
         self._due: int | None = None
         self.known = False
@@ -59,6 +64,7 @@ class Voice:
     def call(self, job: Job, held: Round | None, out: Answer) -> None:
         """What is asked of whom now."""
         rules = self.rules
+        named, crowd = self._cohort(held)
         call = wire.Call(
             job=rules.job,
             run=job.run,
@@ -68,7 +74,8 @@ class Voice:
             base=job.digest if held is None else held.base,
             deadline=0 if held is None else held.deadline,
             quorum=self.quorum,
-            cohort=() if held is None else tuple(held.asked),
+            cohort=named,
+            crowd=crowd,
             open=rules.buffer is not None,
             fit={**rules.fit, **self.task, "seed": rules.seed},
             compress=rules.compress,
@@ -79,6 +86,15 @@ class Voice:
             seal=b"" if self.identity is None else self.identity.seal,
         )
         self.say(out, "round", wire.say(call), retain=True)
+
+    def _cohort(self, held: Round | None) -> tuple[tuple[str, ...], Crowd | None]:
+        """Who is asked, by name or, where they are many, in fewer bytes."""
+        if held is None or len(held.asked) <= NAMED:
+            return (() if held is None else tuple(held.asked)), None
+        key = (held.number, len(held.asked), len(self.members))
+        if self._crowd is None or self._crowd[0] != key:
+            self._crowd = key, cohort.crowd(held.asked, self.members)
+        return (), self._crowd[1]
 
     # -- the model --------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from nodes.federated.cohort import Crowd
 from nodes.federated.weights import Shape, Weights
 from schemas.codec import decode, encode, from_tensor, to_tensor
 from schemas.errors import PayloadError
@@ -62,7 +63,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", ta
     :param round: number of this round; each is used once, also by a round that was aborted.
     :param base: digest of the model to begin with (:func:`nodes.federated.weights.digest`).
     :param deadline: ns since the epoch, by the coordinator's clock; 0 where nothing is collected.
-    :param cohort: clients that are asked; empty with ``open``: all.
+    :param cohort: clients that are asked; empty with ``open``: all. Of many ``crowd`` says who they are.
     :param open: asynchronous: train whenever a newer model is there, late updates are welcome.
     :param fit: fields of :class:`nodes.trainers._trainer.Fit`, with what the strategy adds; its ``seed`` is the job's.
     :param compress: what the clients' compressor is made of; None: none.
@@ -82,6 +83,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", ta
     deadline: int = 0
     quorum: int = 0
     cohort: tuple[str, ...] = ()
+    crowd: Crowd | None = None
     open: bool = False
     fit: dict[str, Any] = {}
     compress: Any = None
@@ -91,6 +93,15 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", ta
     aborted: tuple[int, ...] = ()
     why: str = ""
     seal: bytes = b""
+
+    def asks(self, client: str) -> bool:
+        """Whether that client is asked."""
+        return self.open or client in self.cohort or (self.crowd is not None and client in self.crowd)
+
+    @property
+    def asked(self) -> int:
+        """How many are; 0 with ``open``."""
+        return len(self.cohort) + (0 if self.crowd is None else len(self.crowd))
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="fl-model/1", gc=False):

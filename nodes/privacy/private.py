@@ -77,6 +77,12 @@ class Private(Strategy):
     def told(self) -> dict[str, float]:
         return {"epsilon": self.epsilon}
 
+    def fault(self, delta: Weights) -> str:
+        return self.inner.fault(delta) if self.privacy.where == "central" else ""  # local noise makes anything of it
+
+    def answers(self) -> dict[str, list[float]]:
+        return self.inner.answers()
+
     def extras(self, wanted: tuple[Shape, ...]) -> tuple[Shape, ...]:
         return self.inner.extras(wanted)
 
@@ -96,3 +102,7 @@ class Private(Strategy):
         if state["inner"] is not None:
             self.inner.restore(state["inner"])
         self._accountant.restore(state["spent"])
+
+    def revert(self, state: Any) -> None:
+        if state["inner"] is not None:
+            self.inner.revert(state["inner"])

@@ -84,6 +84,14 @@ class Strategy(ABC):
         """Why no further round may be made, a short stable word (``budget``); empty: one may."""
         return ""
 
+    def fault(self, delta: Weights) -> str:
+        """Why this delta, finite and of the model's form, is none of ours, so that it is refused; empty: it may be one."""
+        return ""
+
+    def answers(self) -> dict[str, list[float]]:
+        """What the last :meth:`aggregate` found out beside the model; it goes into the round's row and nowhere else."""
+        return {}
+
     def told(self) -> dict[str, float]:
         """What it adds to a round's metrics (``epsilon``)."""
         return {}
@@ -95,6 +103,10 @@ class Strategy(ABC):
 
     def restore(self, state: Any) -> None:
         """Continue from a :meth:`snapshot`."""
+
+    def revert(self, state: Any) -> None:
+        """The model is an older one again, that had this :meth:`snapshot`. What was spent since stays spent."""
+        self.restore(state)
 
 
 def mean(updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Weights:

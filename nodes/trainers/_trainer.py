@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from nodes.federated.weights import Weights
 from schemas.messages import Array
@@ -67,6 +68,9 @@ class Fitted:
 
 class Trainer(ABC):
     """One model that learns. Used by one thread at a time; the same calls with the same numbers give the same numbers."""
+
+    content: ClassVar[bool] = False
+    """True: no examples at all are an answer too (nothing was counted)."""
 
     @abstractmethod
     def open(self) -> None:
