@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from nodes import log, tuning
+from nodes import log
 from nodes.choice import Chosen, choice
 from nodes.federated import kinds
 from nodes.federated.options import JobOptions
@@ -268,7 +268,6 @@ class FederateSource(Source):
         from nodes.federated.store import Store
         from nodes.federated.uploads import OnDisk
 
-        tuning.to_give_back()
         config, context = self._config, self._context
         self._after = position or 0
         trainer = kinds.trainer(config.trainer, context)

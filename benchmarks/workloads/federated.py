@@ -18,7 +18,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.contestants import CannotError
-from benchmarks.figures import Comparison, Figure
+from benchmarks.figures import Comparison, Figure, wanted
 
 RUNS = 3
 CLIENTS = 10
@@ -85,6 +85,8 @@ def measure() -> list[Figure | Comparison]:
     """All figures of this file."""
     figures: list[Figure | Comparison] = []
     for name, layers in MODELS.items():
+        if not wanted(name):
+            continue
         seen = [one(layers, ROUNDS[name]) for _ in range(RUNS)]
         times, clients, leads = zip(*seen, strict=True)
         own = [one(layers, ROUNDS[name], "embedded")[0] for _ in range(RUNS)]

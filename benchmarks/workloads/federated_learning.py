@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.contestants import HERE, CannotError
-from benchmarks.figures import Comparison, Figure
+from benchmarks.figures import Comparison, Figure, wanted
 from benchmarks.side import MOSQUITTO, broker
 from benchmarks.wire_count import Sent, counted
 
@@ -177,26 +177,30 @@ def breakdown(who: str, learned: Learned) -> list[str]:
 
 def measure() -> list[Figure | Comparison]:
     """All figures of this file."""
+    return (_bytes() if wanted("bytes") else []) + (_paces() if wanted("paces") else [])
+
+
+def _bytes() -> list[Figure | Comparison]:
     figures: list[Figure | Comparison] = []
     plain = compressed("")
     print(*breakdown("float32", plain), sep="\n", file=sys.stderr)
     for name, (compress, most) in COMPRESSORS.items():
         seen = compressed(compress)
         print(*breakdown(name, seen), sep="\n", file=sys.stderr)
+        whole = seen.sent.total / plain.sent.total
         figures += [
-            Figure(f"bytes to 95 %, {name}, of float32's", "×", (seen.sent.total / plain.sent.total,), most),
-            Figure(
-                f"bytes a round, {name}, of float32's",
-                "×",
-                (seen.sent.total / seen.rounds / (plain.sent.total / plain.rounds),),
-                most,
-            ),
+            Figure(f"bytes to 95 %, {name}, of float32's", "×", (whole,), most),
+            Figure(f"bytes a round, {name}, of float32's", "×", (whole * plain.rounds / seen.rounds,), most),
         ]
-    turns = [(paced(None), paced(BUFFER)) for _ in range(RUNS)]
-    slow, fast = ([each.seconds for each in side] for side in zip(*turns, strict=True))
-    figures += [
-        Figure("seconds to 95 %, paces 1:20, synchronous", "s", tuple(slow)),
-        Figure("seconds to 95 %, paces 1:20, asynchronous", "s", tuple(fast)),
-        Figure("asynchronous to synchronous", "×", tuple(a / b for a, b in zip(fast, slow, strict=True)), FASTER),
-    ]
     return figures
+
+
+def _paces() -> list[Figure | Comparison]:
+    turns = [(paced(None), paced(BUFFER)) for _ in range(RUNS)]
+    slow, fast = (tuple(each.seconds for each in side) for side in zip(*turns, strict=True))
+    shares = tuple(a / b for a, b in zip(fast, slow, strict=True))
+    return [
+        Figure("seconds to 95 %, paces 1:20, synchronous", "s", slow),
+        Figure("seconds to 95 %, paces 1:20, asynchronous", "s", fast),
+        Figure("paces 1:20, asynchronous to synchronous", "×", shares, FASTER),
+    ]
