@@ -94,7 +94,7 @@ def measure() -> list[Figure | Comparison]:
         figures += [
             Figure(f"round of {CLIENTS} clients, {name}, mosquitto", "ms", times, MILLISECONDS[name]),
             Figure(f"round of {CLIENTS} clients, {name}, embedded broker", "ms", tuple(own)),
-            Figure(f"memory of a client, {name}", "MB", clients, MEMORY_OF_CLIENT if name == "19 KB" else None),
+            Figure(f"memory of a client, {name}", "MB", clients, MEMORY_OF_CLIENT),
             Figure(f"memory of the coordinator, {name}", "MB", leads, MEMORY_OF_COORDINATOR + 3 * size),
         ]
     return figures

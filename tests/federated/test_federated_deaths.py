@@ -36,7 +36,7 @@ def led(job: Job, scenario: Any, **lead: str) -> Outcome:
     return outcome
 
 
-def options(rounds: int, least: int, quorum: int, deadline: float = DEADLINE, grace: str = "1s") -> dict[str, str]:
+def options(rounds: int, least: int, quorum: int, deadline: float = DEADLINE, grace: str = "10s") -> dict[str, str]:
     return {
         "rounds": str(rounds),
         "clients": f"{{least: {least}, quorum: {quorum}}}",
@@ -146,7 +146,7 @@ def test_links_of_three_of_ten_are_cut_in_each_phase_and_restored(kind: str, tmp
 
     with brokers.started(kind, tmp_path) as broker:
         job = Job(tmp_path, broker.url, 10)
-        led(job, scenario, **options(7 * LAPS, 10, 5))
+        led(job, scenario, **options(7 * LAPS, 10, 5, grace="3s"))
     found = job.audit(tmp_path / "state", DEADLINE)
     assert [status for _, status, _ in found] == ["committed"] * 7 * LAPS
 
@@ -180,7 +180,7 @@ def test_nothing_of_a_dead_round_is_applied(tmp_path: Path) -> None:
 
     with brokers.started("embedded", tmp_path) as broker:
         job = Job(tmp_path, broker.url, 3, layers=[64, 32, 10])
-        led(job, scenario, **options(3, 3, 3, deadline=4.0))
-    found = job.audit(tmp_path / "state", 4.0)
+        led(job, scenario, **options(3, 3, 3, deadline=5.0))
+    found = job.audit(tmp_path / "state", 5.0)
     assert found[0] == (1, "aborted", 0)
     assert [row for row in found if row[1] == "committed"][-3:] == [(n, "committed", 3) for n in (2, 3, 4)]
