@@ -161,7 +161,7 @@ def test_of_two_clients_one_is_killed_for_ever(tmp_path: Path) -> None:
 
     with brokers.started("embedded", tmp_path) as broker:
         job = Job(tmp_path, broker.url, 2, layers=[64, 32, 10])
-        led(job, scenario, **options(3, 2, 1))
+        led(job, scenario, **options(3, 2, 1, grace="1s"))
     assert [clients for *_, clients in job.audit(tmp_path / "state", DEADLINE)] == [1, 1, 1]
 
 
