@@ -45,8 +45,8 @@ format: $(READY) ## put the code into its format and repair what the linter can
 	@$(BIN)/ruff check --fix --exit-zero .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## run the benchmarks and print their figures (NAME=telemetry for one, ROUNDS=1 for a quick look)
-	@$(BIN)/python -m benchmarks $(NAME) $(if $(ROUNDS),--rounds $(ROUNDS))
+bench: $(READY) ## run the benchmarks and print their figures (NAME=telemetry for one, ROUNDS=1 for a quick look, ONLY=text for some rows)
+	@$(BIN)/python -m benchmarks $(NAME) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only "$(ONLY)")
 
 fuzz: $(READY) ## coverage-guided fuzzing of what foreign bytes reach (FOR=60 seconds each)
 	@$(BIN)/python -m pip install --quiet atheris

@@ -45,10 +45,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all if left out: {', '.join(NAMES)}")
     parser.add_argument("--output", type=Path, default=Path("benchmarks.jsonl"), help="file for the JSON lines")
     parser.add_argument("--rounds", type=int, default=figures.ROUNDS, help="how often each contestant is measured")
+    parser.add_argument(
+        "--only", default="", help="rows with this in their names, where a workload can leave out others"
+    )
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
-    figures.ROUNDS = options.rounds
+    figures.ROUNDS, figures.ONLY = options.rounds, options.only
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing that was started stays
     if unknown := [name for name in options.names if name not in NAMES]:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")

@@ -12,7 +12,15 @@ OURS = "penstock"
 ROUNDS = 5
 """How often each contestant is measured; ``--rounds`` sets it."""
 
+ONLY = ""
+"""Rows with this in their names are measured, where a workload can leave out others; ``--only`` sets it."""
+
 T = TypeVar("T")
+
+
+def wanted(*names: str) -> bool:
+    """Whether one of these rows is to be measured."""
+    return not ONLY or any(ONLY in name for name in names)
 
 
 @dataclass(frozen=True)

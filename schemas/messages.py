@@ -133,7 +133,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class Update(msgspec.Struct, frozen=True, kw_only=True):
     """``update/1``: a federated client's answer to one round.
 
-    :param base: digest of the model that it was trained from.
+    :param base: digest of the model that it was trained from, or its first 16 digits or more.
     :param samples: rows trained on, the weight of this update.
     """
 

@@ -133,6 +133,7 @@ class Federation:
     poison: dict[int, Poison] = field(default_factory=dict)
     packed: list[Weights] = field(default_factory=list)
     round: int = 0
+    """Draws begin with it."""
 
     def __post_init__(self) -> None:
         self.residual: dict[int, Weights] = {}

@@ -2,7 +2,7 @@
 
 Digits of scikit-learn, rounds without a bus (:mod:`federated_kit`), one seed. ``strategies``: rounds to an accuracy with two
 classes a client. ``robust``: three of ten clients send nonsense. ``bytes``: what an update takes on the wire. ``private``:
-accuracy for an epsilon.
+accuracy for an epsilon. ``krum``: what plain Krum loses, over several draws.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from federated_kit import (
     Poison,
     accuracy,
     alike,
+    digits,
     labels_turned,
     noise,
     perceptron,
@@ -58,7 +59,7 @@ def written(name: str, options: dict[str, Any]) -> str:
 def on_the_wire(tensors: Weights) -> int:
     """Bytes of an ``update/1`` with all that belongs to it."""
     body = Update(
-        job="digits", round=12, client="learn-a", base="ab" * 32, samples=144, tensors=tensors, metrics={"loss": 0.25}
+        job="digits", round=12, client="learn-a", base="ab" * 8, samples=144, tensors=tensors, metrics={"loss": 0.25}
     )
     return len(encode(Message("learn-a:1:12", "learn-a", 1_790_000_000_000_000_000, body)))
 
@@ -139,6 +140,41 @@ def robust() -> Iterator[Sequence[str]]:
         yield written(name, options), *(percent(attacked(name, options, attack)) for attack in ATTACKS)
 
 
+# -- what plain Krum loses, and to what -----------------------------------------------------------------------------
+
+SETUPS = ((20, 5), (60, 5), (60, 1), (150, 1))
+"""Rounds, and local epochs."""
+DRAWS = 5
+
+
+def drawn(name: str, options: dict[str, Any], attack: str, rounds: int, epochs: int, draw: int) -> float:
+    """Accuracy in the end; parts, first weights and order of the rows are those of a draw."""
+    whole = digits()[0]
+    order = np.random.default_rng(draw).permutation(len(whole.y))
+    poison = ATTACKS[attack]
+    federation = Federation(
+        strategy(name, **options),
+        [Data(whole.x[order[i::10]], whole.y[order[i::10]]) for i in range(10)],
+        perceptron(64, 32, 10, seed=1 + draw),
+        Plan(epochs, rate=0.2),
+        poison={} if poison is None else {i: poison(i) for i in range(3)},
+        round=100_000 * draw,
+    )
+    return federation.run(rounds)[-1]
+
+
+def krum() -> Iterator[Sequence[str]]:
+    whom = [("fedavg", {}), ("krum", {"faulty": 3}), ("krum", {"faulty": 3, "choose": 6})]
+    columns = [(name, options, attack) for name, options in whom for attack in ("nobody", "signs turned")]
+    yield "rounds, local epochs", *(f"{written(name, options)}, {attack}" for name, options, attack in columns)
+    for rounds, epochs in SETUPS:
+        cells = []
+        for name, options, attack in columns:
+            seen = [drawn(name, options, attack, rounds, epochs, draw) for draw in range(DRAWS)]
+            cells.append(f"{percent(float(np.mean(seen)))} ({percent(min(seen))} … {percent(max(seen))})")
+        yield f"{rounds}, {epochs}", *cells
+
+
 # -- bytes ----------------------------------------------------------------------------------------------------------
 
 COMPRESSORS: list[tuple[str, dict[str, Any]]] = [
@@ -195,7 +231,7 @@ def private() -> Iterator[Sequence[str]]:
         yield str(clients), where, *(percent(private_run(clients, where, e)) for e in EPSILONS)
 
 
-TABLES = {"strategies": strategies, "robust": robust, "bytes": sizes, "private": private}
+TABLES = {"strategies": strategies, "robust": robust, "krum": krum, "bytes": sizes, "private": private}
 
 
 def main() -> None:

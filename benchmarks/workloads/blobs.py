@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.contestants import CannotError
-from benchmarks.figures import OURS, Comparison, Figure, in_turns
+from benchmarks.figures import OURS, Comparison, Figure, in_turns, wanted
 from benchmarks.side import EMBEDDED, MOSQUITTO, broker
 
 PLAIN = "plain publish"
@@ -55,6 +55,8 @@ def measure() -> list[Figure | Comparison]:
                 ("10 → 1, 4.8 MB each", 10, 1, ROUND),
                 ("1 → 10, 4.8 MB", 1, 10, ROUND),
             ):
+                if not wanted(f"blobs, {name}, {at}"):
+                    continue
                 many = takers > 1
                 whom: dict[str, Callable[[], Seen]] = {
                     OURS: partial(
@@ -70,10 +72,12 @@ def measure() -> list[Figure | Comparison]:
                     times = tuple(one.seconds for one in seen[OURS])
                     out.append(Figure(f"blobs, {name}, {at}, time", "s", times, limit=WITHIN))
                 out.append(Figure(f"blobs, {name}, {at}, sent", "× the blob", tuple(one.sent for one in seen[OURS])))
+            name = f"blobs, 500 MB from file to file, {at}"
+            if not wanted(name):
+                continue
             large = _run(url, "disk-give", 1, "disk-take", 1, LARGE)
-            out.append(Figure(f"blobs, 500 MB from file to file, {at}", "MB/s", (LARGE / 1e6 / large.seconds,)))
-            name = f"blobs, 500 MB from file to file, {at}, receiver's memory grows by"
-            out.append(Figure(name, "MB", (large.memory,), limit=20))
+            out.append(Figure(name, "MB/s", (LARGE / 1e6 / large.seconds,)))
+            out.append(Figure(f"{name}, receiver's memory grows by", "MB", (large.memory,), limit=20))
     return out
 
 

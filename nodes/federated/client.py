@@ -253,8 +253,8 @@ class Client(Machine):
 
     def _go_back(self, call: wire.Call, out: Answer) -> None:
         """A newer coordinator calls a round that we had already: its machine lost power, and its disk the last moments."""
-        if self._post.number != call.round:
-            self.trained = call.round - 1
+        if not self._post.number or self._post.number != call.round:  # before the first round both are 0
+            self.trained = max(0, call.round - 1)
             self._commit_job(out)
         if self._post.number > call.round:
             self._post.drop(out)

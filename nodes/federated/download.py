@@ -16,7 +16,7 @@ class Download:
         self.most = most
         self._manifest: wire.Manifest | None = None
         self._coming: Fetching | None = None
-        self._whole = b""
+        self._whole: bytes | memoryview = b""
 
     def heard(self, manifest: wire.Manifest, now: int) -> None:
         """A model was announced."""
@@ -35,7 +35,7 @@ class Download:
         if self._manifest is not None and self._manifest.run != run:
             self._manifest = self._coming = None
 
-    def data(self, digest: str) -> bytes | None:
+    def data(self, digest: str) -> bytes | memoryview | None:
         """The bytes of that model, if it is the newest and all there."""
         if self._manifest is None or self._manifest.digest != digest or self._coming is not None:
             return None
@@ -54,7 +54,7 @@ class Download:
         if coming.refused:
             self._manifest = self._coming = None
         elif coming.whole and isinstance(coming.hold, Memory):
-            self._whole, self._coming = bytes(coming.hold.data), None
+            self._whole, self._coming = coming.hold.data, None
             return True
         return False
 

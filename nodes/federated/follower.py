@@ -95,7 +95,7 @@ class Follower(Machine):
         manifest, self._next, self._busy = self._next, None, True
         out.work = Work("take", partial(self._hand_over, manifest, data))
 
-    def _hand_over(self, manifest: wire.Manifest, data: bytes) -> None:
+    def _hand_over(self, manifest: wire.Manifest, data: bytes | memoryview) -> None:
         weights, _ = wire.unpack_model(data, manifest.shapes)
         fit(weights, manifest.shapes)
         if digest(weights) != manifest.digest:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from nodes.compressors._compressor import Compressor
 from nodes.federated.rules import Limits
 from nodes.federated.weights import Shape, UnfitError, Weights, fit, norm
-from nodes.federated.wire import finite, identity, same_form, unpack_update
+from nodes.federated.wire import BASE, finite, identity, same_form, unpack_update
 from nodes.strategies._strategy import ClientUpdate
 from schemas.errors import PayloadError, PenstockError
 from schemas.messages import Array
@@ -108,11 +108,11 @@ def read(payload: bytes, client: str, job: str, run: int) -> Taken:
 def examine(update: Taken, base: str, form: Form, limits: Limits, largest: float) -> None:
     """Look whether an update may be added up.
 
-    :param base: digest of the model that it has to begin with.
+    :param base: digest of the model that it has to begin with; the update may name its first digits only.
     :param largest: what the norm may be where the limits say nothing.
     :raises RefusedError: it may not.
     """
-    if update.base != base:
+    if not (len(update.base) >= BASE and base.startswith(update.base)):
         raise RefusedError("base", f"it began with model {update.base[:16]!r}, the round with {base[:16]}")
     if not 1 <= update.samples <= limits.samples:
         raise RefusedError("samples", f"it claims {update.samples} rows, at most {limits.samples} are believed")

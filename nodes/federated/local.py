@@ -10,7 +10,7 @@ from typing import Any
 
 from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
-from nodes.federated.weights import Shape, UnfitError, Weights, digest, fit, minus, plus
+from nodes.federated.weights import Shape, UnfitError, Weights, digest, fit, minus, plus, taken_from
 from nodes.trainers._trainer import Examples, Fit, Trainer
 from schemas.errors import ConfigError, PenstockError
 
@@ -78,7 +78,7 @@ def split_task(task: Mapping[str, Any]) -> dict[str, Any]:
 def train(
     call: wire.Call,
     client: str,
-    data: bytes,
+    data: bytes | memoryview,
     wanted: tuple[Shape, ...],
     trainer: Trainer,
     examples: Callable[[], Examples],
@@ -114,7 +114,7 @@ def train(
     if not math.isnan(done.loss):
         metrics["train_loss"] = done.loss
     metrics["steps"] = float(done.steps)
-    delta = minus(trainer.weights(), model)
+    delta = taken_from(trainer.weights(), model)
     fit(delta, wanted)
     extra, ours = {}, memory.control
     if control:

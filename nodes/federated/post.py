@@ -32,6 +32,7 @@ class Post:
         self.answer = ""
         self._inline, self._chunk, self._name = inline, chunk, name
         self._payload = b""
+        self._kept: Mapping[str, Any] = {}
         self._next: Memory | None = None
         self._asked = 0
         self._upload: Upload | None = None
@@ -44,6 +45,7 @@ class Post:
 
     def resume(self, kept: Mapping[str, Any]) -> None:
         """From what was committed."""
+        self._kept = kept
         self.memory = Memory.of(kept.get("memory"))
         if (sent := kept.get("sent")) is not None:
             self.number, self._payload = sent["round"], sent["payload"]
@@ -68,6 +70,10 @@ class Post:
         """The update, or that there is one."""
         if not self.number:
             return
+        if not self._payload:
+            if (sent := self._kept.get("sent")) is None or sent["round"] != self.number:
+                return
+            self._payload = sent["payload"]
         if len(self._payload) <= self._inline:
             self._say("up", self._payload, out)
             return
@@ -123,6 +129,8 @@ class Post:
         if ack.round != self.number or self.answer in {ack.status, wire.TAKEN}:
             return False
         self.answer, self._upload = ack.status, None
+        if ack.status == wire.TAKEN and len(self._payload) > self._inline:
+            self._payload = b""  # it is on our disk, should a coordinator ask for it again that lost its own
         return True
 
     def settled(self, call: wire.Call, out: Answer) -> bool:

@@ -90,6 +90,16 @@ def minus(one: Mapping[str, Array], other: Mapping[str, Array]) -> Weights:
     return {name: array - other[name] for name, array in one.items()}
 
 
+def taken_from(own: Weights, other: Mapping[str, Array]) -> Weights:
+    """:func:`minus`, in the memory of ``own`` where it can be."""
+    for name, array in own.items():
+        if array.flags.writeable and array.dtype == other[name].dtype:
+            np.subtract(array, other[name], out=array)
+        else:
+            own[name] = array - other[name]
+    return own
+
+
 def plus(one: Mapping[str, Array], other: Mapping[str, Array]) -> Weights:
     """one + other, array by array, in the dtype of ``one``; ``other`` may be finer (float64)."""
     return {name: (array + other[name]).astype(array.dtype, copy=False) for name, array in one.items()}

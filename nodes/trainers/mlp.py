@@ -98,7 +98,7 @@ class Mlp(Trainer):
         )
         # All parameters are one vector in the order of `shapes`; a layer's weights and bias are one block of it, [i + 1, o].
         self._all = np.zeros(sum(shape.size for shape in self.shapes), np.float32)
-        self._slopes = np.zeros_like(self._all)
+        self._slopes = np.zeros(self._all.size, np.float32)  # unlike zeros_like no memory until it is used
         self._speed: Array | None = None
         self._blocks, self._grads = _views(self._all, pairs), _views(self._slopes, pairs)
         self._blocks_turned = [block.T for block in self._blocks]
@@ -122,7 +122,10 @@ class Mlp(Trainer):
     def load(self, weights: Weights) -> None:
         """Continue from these."""
         fit(weights, self.shapes)
-        self._all[:] = flat(weights, "<f4")
+        at = 0
+        for shape in self.shapes:
+            self._all[at : at + shape.size] = weights[shape.name].ravel()
+            at += shape.size
         self._speed = None
 
     def fit(self, examples: Examples, plan: Fit) -> Fitted:

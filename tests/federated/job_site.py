@@ -260,7 +260,7 @@ class Site:
         for commit in self.commits:
             if (made := commit.get("model")) is not None:
                 if models and aggregate is not None:
-                    versions = {base: version for version, (_, base) in enumerate(models)}
+                    versions = {base[: wire.BASE]: version for version, (_, base) in enumerate(models)}
                     given = []
                     for client, number in counted:
                         _, body, extra = wire.unpack_update(updates[f"update/{number}/{client}"])

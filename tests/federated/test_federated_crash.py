@@ -88,10 +88,17 @@ def test_any_deaths_give_the_same_bytes(points: set[int], clients: list[set[int]
 
 
 @settings(derandomize=True, max_examples=60, deadline=None)
-@given(at=st.floats(0.01, 4.0), lost=st.integers(1, 12), client=st.booleans())
-def test_a_disk_that_lost_its_last_moments_with_the_power_costs_no_round(at: float, lost: int, client: bool) -> None:
+@given(
+    at=st.floats(0.01, 4.0),
+    lost=st.integers(1, 12),
+    client=st.booleans(),
+    sizes=st.sampled_from([{}, {"inline": 64, "chunk": 256}]),
+)
+def test_a_disk_that_lost_its_last_moments_with_the_power_costs_no_round(
+    at: float, lost: int, client: bool, sizes: dict[str, int]
+) -> None:
     """The coordinator comes back with an older disk than others have heard of; and a client may restart meanwhile."""
-    site = Site(RULES, DATA)
+    site = Site(RULES, DATA, sizes=sizes)
     disks: list[dict[str, bytes]] = [{}]
     witness = site.world.witness
     assert witness is not None
