@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from nodes import planned_sites
 from nodes.options import Options
 from schemas.errors import Problem
 from schemas.topology import Topology
@@ -32,7 +33,7 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
         clients: dict[str, str] = {}
         for name, kind, config in members:
             if config.trainer.plain() != first[2].trainer.plain():
-                said = f"not the trainer of {first[0]!r}, which has the same job: {_differ(first[2], config)}"
+                said = f"not the trainer of {first[0]!r}, which has the same job: {differ(first[2], config)}"
                 yield Problem(("nodes", name, kind, "trainer"), said)
             if config.broker is None and (apart := _apart(topology, first, name)):
                 yield Problem(("nodes", name, kind), apart, on_key=True)
@@ -42,6 +43,7 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
                     where = ("nodes", name, kind, "client" if getattr(config, "client", None) else "job")
                     yield Problem(where, f"{clients[client]!r} is the client {client!r} of the job {job!r} already")
                 clients.setdefault(client, name)
+    yield from planned_sites.problems(topology, jobs)
 
 
 def _apart(topology: Topology, first: tuple[str, str, JobOptions], name: str) -> str:
@@ -53,7 +55,7 @@ def _apart(topology: Topology, first: tuple[str, str, JobOptions], name: str) ->
     return f"its broker is {here!r}, and {first[0]!r}, which has the same job, is at {there!r}; say with 'broker' where they meet"
 
 
-def _differ(one: JobOptions, other: JobOptions) -> str:
+def differ(one: JobOptions, other: JobOptions) -> str:
     """The first thing in which two trainers differ."""
     if one.trainer.name != other.trainer.name:
         return f"{one.trainer.name} there, {other.trainer.name} here"

@@ -96,9 +96,13 @@ def read_base(data: bytes, name: str, wanted: tuple[Shape, ...], shared: Weights
     return Base(model, shared, name, wire.pack_model(model, shared))
 
 
-def endless(rules: Rules) -> Rules:
-    """The same, of a job that does not end by itself."""
-    return replace(rules, rounds=ENDLESS, wait=float(ENDLESS), time=None, target=None, stall=None, tolerance=None)
+def endless(rules: Rules, fit: Mapping[str, Any]) -> Rules:
+    """The same, of a job that does not end by itself.
+
+    :param fit: what the site says itself of how its clients train; the rest is said by the job above.
+    """
+    far = float(ENDLESS)
+    return replace(rules, fit=fit, rounds=ENDLESS, wait=far, time=None, target=None, stall=None, tolerance=None)
 
 
 class Told(Coordinator):

@@ -68,7 +68,7 @@ def test_a_site_of_sites() -> None:
     plant = tree.add(
         "plant",
         lambda: Site(
-            Told(endless(replace(tree.rules, job="plant", least=2, quorum=2)), Mean(), Softmax().weights()),
+            Told(endless(replace(tree.rules, job="plant", least=2, quorum=2), {}), Mean(), Softmax().weights()),
             client("factory", "plant", lambda spec: None),
             1,
         ),
@@ -77,7 +77,9 @@ def test_a_site_of_sites() -> None:
     for k in (0, 1):
 
         def line(k: int = k) -> Machine:
-            below = Told(endless(replace(tree.rules, job=f"line-{k}", least=2, quorum=2)), Mean(), Softmax().weights())
+            below = Told(
+                endless(replace(tree.rules, job=f"line-{k}", least=2, quorum=2), {}), Mean(), Softmax().weights()
+            )
             return Site(below, client("plant", f"s{k}", lambda spec: None), 1)
 
         tree.peers.append(tree.add(f"line-{k}", line, {"above/": "plant/", "": f"line-{k}/"}))

@@ -132,7 +132,7 @@ class Tree:
 
     def _site(self, k: int) -> Machine:
         quorum = len(self.sites[k]) if self.whole else self.rules.quorum
-        rules = endless(replace(self.rules, job=f"line-{k}", least=quorum, quorum=quorum))
+        rules = endless(replace(self.rules, job=f"line-{k}", least=quorum, quorum=quorum), {})
         below = Told(rules, self.strategy_below(), Softmax().weights())
         return Site(below, client("factory", f"s{k}", lambda spec: self.compressor), self.rounds)
 
