@@ -56,10 +56,10 @@ def _part(topology: Topology, above: Member, name: str, config: Config, of: Of) 
     if kind != "federate":
         return
     there = options.broker or topology.hosts[topology.nodes[lead].host]
-    here = of.broker or topology.hosts[topology.nodes[name].host]
-    if there != here and "://" not in there and "://" not in here:
-        said = f"looks for the job above at the broker {here!r}, and {lead!r}, which leads it, is at {there!r}"
-        yield Problem((*path, "of"), f"{said}; say with 'broker' where it is", on_key=True)
+    here = topology.hosts[topology.nodes[name].host]
+    if of.broker is None and here != there and "://" not in there:
+        said = f"looks for the job above at its broker {here!r}, and {lead!r}, which leads it, is at {there!r}"
+        yield Problem((*path, "of"), f"{said}; say with 'broker' where they meet", on_key=True)
     strategy = options.strategy  # type: ignore[attr-defined] # federate has one
     if "control" in kinds.strategy(strategy).task():
         said = f"{lead!r} leads the job above by {strategy.name}, which corrects each step of a client, and a site takes none"

@@ -135,7 +135,8 @@ def _status(job: Job, why: str) -> list[str]:
         lines.append(f"  nothing is heard of it{f': {why}' if why else ''}")
         if kept := job.kept.get("job"):
             over = f"over ({kept['outcome']})" if kept.get("outcome") else "not over"
-            lines.append(f"  left here: {kept.get('version', '?')} rounds, {over}")
+            made = kept.get("version", "?") if part is None else sum(row["status"] == "committed" for row in job.rows)
+            lines.append(f"  left here: {made} rounds, {over}")
     if (model := job.model) is not None:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(model.metrics.items()))
         lines.append(f"  model {model.version}, {model.size:,} bytes{f', {metrics}' if metrics else ''}")

@@ -289,7 +289,10 @@ def test_what_does_not_go_together_with_a_job_above_is_said_with_its_place(
 
 @pytest.mark.parametrize(
     ("of", "said"),
-    [("{job: top}", ["'site', and 'top', which leads it, is at 'cloud'"]), ("{job: top, broker: cloud}", [])],
+    [
+        ("{job: top}", ["its broker 'site', and 'top', which leads it, is at 'cloud'"]),
+        ("{job: top, broker: cloud}", []),
+    ],
 )
 def test_a_site_and_the_job_above_meet_at_one_broker(of: str, said: list[str], tmp_path: Path) -> None:
     path = tmp_path / "t.yaml"
@@ -310,3 +313,21 @@ def test_a_site_and_the_job_above_meet_at_one_broker(of: str, said: list[str], t
         found = []
     assert len(found) == len(said), found
     assert all(text in line for text, line in zip(said, found, strict=True))
+
+
+def test_a_host_knows_the_brokers_that_its_nodes_name(tmp_path: Path) -> None:
+    """Also those that no node of it has for its own, and none that nobody there names."""
+    path = tmp_path / "t.yaml"
+    lines = [
+        "topology: t",
+        "brokers: {site: {url: mqtt://site}, cloud: {url: mqtt://cloud}, other: {url: mqtt://other}}",
+        "hosts: {gateway: {broker: site}, cloud: {broker: cloud}, elsewhere: {broker: other}}",
+        "nodes:",
+        f"  line: {{federate: {{job: line, {MLP}, of: {{job: top, broker: cloud}}}}, on: gateway, publish: always}}",
+        f"  top: {{federate: {{job: top, {MLP}, broker: other}}, on: cloud, publish: always}}",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    plan = prepare(path)
+    assert set(plan.brokers("gateway")) == {"site", "cloud"}
+    assert set(plan.brokers("cloud")) == {"cloud", "other"}
+    assert set(plan.brokers()) == {"site", "cloud", "other"}
