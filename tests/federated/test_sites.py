@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -19,11 +19,13 @@ from nodes.federated import wire
 from nodes.federated.client import Client
 from nodes.federated.coordinator import Coordinator
 from nodes.federated.machine import Machine
-from nodes.federated.rules import Rules
+from nodes.federated.rules import Limits, Rules
 from nodes.federated.site import Site, client
 from nodes.federated.told import Told, endless
 from nodes.federated.virtual import Fault, Link
 from nodes.federated.weights import Weights, minus, norm
+from nodes.privacy.dp import Chance, Privacy
+from nodes.privacy.private import Private
 from nodes.strategies import krum
 from nodes.trainers._trainer import Examples
 
@@ -345,3 +347,18 @@ def test_a_site_that_begins_when_the_job_above_is_over_takes_its_model_and_ends(
     assert tree.run(seconds=300)
     assert far(tree.model(tree.peers[1]), tree.model(tree.cloud)) == 0
     assert tree.rows(tree.peers[1]) == []
+
+
+@pytest.mark.parametrize("where", ["central", "local"])
+def test_privacy_above_counts_whole_sites(where: Literal["central", "local"]) -> None:
+    """An update says nothing of how many rows a site has, and with local noise it leaves the site with the noise in it."""
+    privacy = Privacy(clip=0.5, epsilon=500.0, noise=1.0, where=where)
+
+    def strategy() -> Private:
+        return Private(Mean(), privacy, 3, Chance(7))
+
+    tree = Tree(two_sites(), top=replace(TOP, rounds=1, limits=Limits(samples=1)), strategy=strategy)
+    assert tree.run()
+    sent = tree.updates()
+    assert [(body.samples, body.metrics) for body in sent.values()] == [(1, {})] * 2
+    assert all((norm(body.tensors) > 2) == (where == "local") for body in sent.values())
