@@ -18,12 +18,13 @@ from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
 from nodes.federated.client import Client
 from nodes.federated.coordinator import Coordinator
+from nodes.federated.follower import Follower
 from nodes.federated.machine import Machine
 from nodes.federated.rules import Limits, Rules
 from nodes.federated.site import Site, client
 from nodes.federated.told import Told, endless
 from nodes.federated.virtual import Fault, Link
-from nodes.federated.weights import Weights, minus, norm
+from nodes.federated.weights import Weights, digest, minus, norm
 from nodes.privacy.dp import Chance, Privacy
 from nodes.privacy.private import Private
 from nodes.strategies import krum
@@ -362,3 +363,23 @@ def test_privacy_above_counts_whole_sites(where: Literal["central", "local"]) ->
     sent = tree.updates()
     assert [(body.samples, body.metrics) for body in sent.values()] == [(1, {})] * 2
     assert all((norm(body.tensors) > 2) == (where == "local") for body in sent.values())
+
+
+def test_who_follows_a_sites_model_gets_every_newer_one_and_the_final_one_at_last() -> None:
+    """Also over the deaths of the site: each comes once, and none after a newer one."""
+    seen: list[tuple[int, str]] = []
+    tree = Tree(two_sites(), faults={"site-0": Deaths(range(15, 200, 11))})
+
+    def follower() -> Machine:
+        return Follower("line-0", "seen", lambda manifest, weights: seen.append((manifest.version, digest(weights))))
+
+    follows = tree.add("follower", follower, {"": "line-0/"})
+    assert tree.world.run(lambda: all(peer.over for peer in tree.peers), seconds=1000)
+    tree.world.run(seconds=5)
+    assert follows.machine is not None
+    assert seen[-1][1] == digest(tree.model(tree.cloud))
+    newest: dict[int, str] = {}
+    for version, name_of in seen:
+        assert newest.setdefault(version, name_of) == name_of
+    assert [version for version, _ in seen] == sorted(version for version, _ in seen)
+    assert len(newest) >= 6, "what came from above, and what its rounds made of it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,11 +12,12 @@ from typing import Any
 
 import brokers
 import numpy as np
+import pytest
 from harness import rows, run, until
 from test_federated_nodes import PLAN, TRAINER, counted, last_model, loop, parts
 
 from broker.connect import connect
-from nodes.cli import main
+from nodes.cli import _jobs, fl, main
 from nodes.drill.proxy import Link
 from nodes.federated import wire
 from nodes.federated.weights import minus, norm
@@ -155,6 +157,7 @@ def test_sites_come_to_the_model_of_all_gateways_with_fewer_bytes_over_the_wan(t
         assert wan.passed < 0.5 * far.passed, "two sites and not five gateways"
 
 
+@pytest.mark.slow
 def test_a_sites_node_killed_again_and_again_gives_the_same_model(tmp_path: Path) -> None:
     data = parts(tmp_path, 5, iid=False)
     rounds = 60
@@ -184,10 +187,12 @@ def test_a_sites_node_killed_again_and_again_gives_the_same_model(tmp_path: Path
         assert norm(minus(last_model(tmp_path / "state", "lead", "factory"), loop(data, rounds))) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_wan_is_away_for_a_while_and_the_sites_stay(tmp_path: Path) -> None:
     data = parts(tmp_path, 5, iid=False)
     rounds = 60
     away: list[wire.Manifest] = []
+    status: list[str] = []
 
     with plant(tmp_path) as (there, _):
 
@@ -197,6 +202,8 @@ def test_the_wan_is_away_for_a_while_and_the_sites_stay(tmp_path: Path) -> None:
                 await asyncio.to_thread(there["cloud"].stop, kill=True)
                 supervisor.kill("line-b")  # it starts without a cloud
                 away.append((await asyncio.to_thread(retained, there["a"].url, "line-a"))[1])
+                _, (job,) = _jobs.jobs(path, tmp_path / "state", "line-a")
+                status.append(fl._status(job, "")[1])
                 await until(lambda: supervisor.views["line-b"].state != "ready", within=30)
                 await until(lambda: supervisor.views["line-b"].state == "ready", within=30)
                 away.append((await asyncio.to_thread(retained, there["b"].url, "line-b"))[1])
@@ -210,6 +217,10 @@ def test_the_wan_is_away_for_a_while_and_the_sites_stay(tmp_path: Path) -> None:
         final = retained(there["a"].url, "line-a")[1]
     assert [manifest.job for manifest in away] == ["line-a", "line-b"] * 2
     assert all(manifest.version >= 8 for manifest in away)
+    assert len(status) == 2
+    assert all(
+        re.search(r"part of the job factory: round \d+ there, [01] of 1 rounds done for it", said) for said in status
+    )
     found = rows(tmp_path / "rounds.sqlite", "SELECT version FROM store WHERE status = 'committed' ORDER BY round")
     assert [version for (version,) in found] == list(range(1, rounds + 1))
     weights, _ = wire.unpack_model(final.data, final.shapes)
