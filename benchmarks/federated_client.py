@@ -18,7 +18,8 @@ import numpy as np
 from broker.connect import connect
 from nodes.federated import kinds
 from nodes.federated.client import Client
-from nodes.federated.party import RECEIVE, SESSION, Party
+from nodes.federated.line import RECEIVE, SESSION
+from nodes.federated.party import Party
 from nodes.federated.store import Store
 from nodes.trainers._trainer import Examples, Fit, Fitted
 from nodes.trainers.mlp import Mlp

@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from nodes import log
 from nodes.choice import Chosen, choice
 from nodes.federated import key_options, kinds
-from nodes.federated.options import JobOptions
+from nodes.federated.options import JobOptions, Of, known
 from nodes.federated.weights import Shape
 from nodes.operator import Chunk, Context, Draft, Flow, Source
 from nodes.privacy.dp import Privacy
@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from broker.blob_store import BlobStore
     from nodes.federated.coordinator import Coordinator
     from nodes.federated.party import Party
-    from nodes.federated.rounds import Evaluate
     from nodes.federated.rules import Rules
     from nodes.strategies._strategy import Strategy
-    from nodes.trainers._trainer import Examples, Trainer
 
     Strategic = Chosen
     Compressing = Chosen
@@ -48,6 +46,21 @@ WHOLE = ("round", "version", "clients", "asked", "samples", "refused", "stale", 
 REAL = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss", "epsilon", "seconds")
 FIELDS = frozenset({*TEXTS, *WHOLE, *REAL})
 """Columns of a round's row."""
+ABOVE = "above"
+"""One column more at a site: the number of the round of the job above."""
+_ENDS = "a job that is a part of another one ends with that one"
+NOT_AT_A_SITE = {
+    "until": _ENDS,
+    "stall": _ENDS,
+    "time": _ENDS,
+    "wait": "a site waits for its clients until the round of the job above ends",
+    "tolerance": "which model is kept is for the job above to say: say it there",
+    "buffer": "all updates of a site begin with the model of one round above, so they cannot come at any time",
+    "every": "when there is a round is for the job above to say",
+    "keep": "a site goes back when the job above does: say it there",
+    "privacy": "its budget is for a number of rounds that only the job above knows: say it there",
+}
+"""What has no meaning with ``of``, and why."""
 
 
 class _Options(BaseModel):
@@ -107,6 +120,10 @@ def _bare_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+def _bare_job(value: Any) -> Any:
+    return {"job": value} if isinstance(value, str) else value
+
+
 def _bare_size(value: Any) -> Any:
     return {"size": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -122,7 +139,16 @@ class Config(JobOptions):
     compress: Compressing | None = Field(
         None, description="how clients make their updates smaller, one of the compressors; not at all if left out"
     )
-    rounds: int = Field(10, ge=1, le=1_000_000, description="that are to succeed; then the job is over")
+    of: Annotated[Of | None, BeforeValidator(_bare_job, json_schema_input_type=Of | str | None)] = Field(
+        None,
+        description="this job is a part of another one, and its leader one client there (a site); that job's name, or a map",
+    )
+    rounds: int = Field(
+        10,
+        ge=1,
+        le=1_000_000,
+        description="that are to succeed; then the job is over. With 'of': for each round of the job above, 1 if left out",
+    )
     fit: Fitting = Field(Fitting.model_validate({}), description="how each client trains in a round")
     seed: int = Field(
         0, ge=0, lt=2**31, description="of the choice of clients, and of the order in which each sees its examples"
@@ -174,8 +200,20 @@ class Config(JobOptions):
             where = ("evaluate", "path")
             raise ConfigError(Problem(where, f"there is no file {context.path(self.evaluate.path)}"))
 
+        if self.of is not None:
+            self._check_of(self.of, context)
         if self.privacy is not None and (why := self._not_private()):
             raise ConfigError(Problem(("privacy",), why, on_key=True))
+
+    def _check_of(self, of: Of, context: Context) -> None:
+        known(of.broker, context, "of", "broker")
+        if of.root(context) == self.root(context) and (of.broker or context.broker) == (self.broker or context.broker):
+            raise ConfigError(Problem(("of",), f"the job {of.job!r} cannot be a part of itself", on_key=True))
+        problems = [
+            Problem((key,), why, on_key=True) for key, why in NOT_AT_A_SITE.items() if key in self.model_fields_set
+        ]
+        if problems:
+            raise ConfigError(*problems)
 
     def _not_private(self) -> str:
         """What does not go together with privacy."""
@@ -192,7 +230,7 @@ class Config(JobOptions):
 
     def emits(self, inputs: Sequence[Flow], context: Context) -> dict[str, Flow]:
         del inputs, context
-        return {"out": Flow("readings/1", FIELDS)}
+        return {"out": Flow("readings/1", FIELDS if self.of is None else FIELDS | {ABOVE})}
 
     def accepts(self) -> frozenset[str]:
         return frozenset()
@@ -274,8 +312,9 @@ class FederateSource(Source):
         :raises ConfigError: the examples to evaluate on are not such, or do not fit the model.
         """
         from broker.blob_store import BlobStore
-        from nodes.federated.coordinator import Coordinator
+        from nodes.federated.held_out import evaluation
         from nodes.federated.party import Party
+        from nodes.federated.siting import lead
         from nodes.federated.store import Store
         from nodes.federated.uploads import OnDisk
 
@@ -285,22 +324,28 @@ class FederateSource(Source):
         rules = config.rules()
         folder = context.state / f"{config.job}.uploads"
         self._uploads = BlobStore(folder, UPLOADS, durable=False)
-        self._coordinator = Coordinator(
+        given = config.model_dump(include={"fit", "rounds", "seed"}, exclude_unset=True)
+        machine, self._coordinator, ways = lead(
+            config.of,
+            given,
             rules,
             config.chosen_strategy(),
             trainer.weights(),
+            context,
+            key_options.client_trust(config.key, None if config.of is None else config.of.coordinator, context),
             place=OnDisk(self._uploads),
             trust=key_options.coordinator_trust(config.key, config.devices, context),
             compressor=kinds.compressor(rules.compress),
-            evaluate=None if config.evaluate is None else _evaluation(config.evaluate, trainer, context),
+            evaluate=None if config.evaluate is None else evaluation(config.evaluate, trainer, context),
         )
         store = Store(context.state / f"{config.job}.sqlite", synced=("model",))
         self._party = Party(
-            self._coordinator,
+            machine,
             store,
             config.connect(context, "federate"),
             config.root(context),
             on_rows=self._news.set,
+            ways=ways,
             node=context.node,
             job=config.job,
         )
@@ -341,12 +386,15 @@ class FederateSource(Source):
 
         columns: dict[str, Column] = {"job": [self._config.job]}
         columns |= {name: [str(row.get(name) or "")] for name in TEXTS[1:]}
-        columns |= {name: np.array([row.get(name, 0)], np.int64) for name in WHOLE}
+        whole = WHOLE if self._config.of is None else (*WHOLE, ABOVE)
+        columns |= {name: np.array([row.get(name, 0)], np.int64) for name in whole}
         columns |= {name: np.array([row.get(name, math.nan)], np.float64) for name in REAL}
         return [Draft(self._config.job, int(row["time"]), Readings(n=1, columns=columns), str(row["round"]))]
 
     def _tell(self, row: dict[str, Any]) -> None:
         told = {name: round(row[name], 4) for name in ("accuracy", "loss") if row.get(name, math.nan) == row.get(name)}
+        if ABOVE in row:
+            told[ABOVE] = row[ABOVE]
         if row["status"] != "committed":
             told["why"] = row["why"]
         said = log.info if row["status"] == "committed" else log.warning
@@ -368,35 +416,3 @@ class FederateSource(Source):
         if self._uploads is not None:
             self._uploads.close()
             self._uploads = None
-
-
-def _evaluation(held: HeldOut, trainer: Trainer, context: Context) -> Evaluate:
-    """Evaluates a model on examples of a file."""
-    examples = read_examples(held, context)
-    trainer.evaluate(examples)  # the first model, to find out now whether it takes them
-
-    def evaluate(weights: Any) -> dict[str, float]:
-        trainer.load(weights)
-        return trainer.evaluate(examples)
-
-    return evaluate
-
-
-def read_examples(held: HeldOut, context: Context) -> Examples:
-    """:raises ConfigError: the file cannot be read, or has not these arrays."""
-    import numpy as np
-
-    from nodes.trainers._trainer import Examples
-
-    path = context.path(held.path)
-    try:
-        with np.load(path, allow_pickle=False) as loaded:
-            missing = [name for name in (held.x, held.y) if name not in loaded.files]
-            if missing:
-                raise ConfigError(f"{path.name} has no array {missing[0]!r}, but {', '.join(loaded.files)}")
-            x, y = loaded[held.x].astype(np.float32), loaded[held.y]
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
-    if len(x) != len(y) or not len(x):
-        raise ConfigError(f"{path.name} has {len(x)} inputs and {len(y)} labels")
-    return Examples(x * np.float32(held.scale), y.astype(np.float32 if y.dtype.kind == "f" else np.int64))

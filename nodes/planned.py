@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -137,8 +138,12 @@ class Plan:
         return out
 
     def brokers(self, host: str | None = None) -> dict[str, Broker]:
-        """Brokers that are needed: those of one host's nodes or of all, and those that the host starts for others."""
-        used = {node.broker for node in self.nodes.values() if host is None or node.host == host}
+        """Brokers that are needed: those of one host's nodes or of all, also by name in their options, and those that the host
+        starts for others.
+        """
+        here = [node for node in self.nodes.values() if host is None or node.host == host]
+        used = {node.broker for node in here}
+        used.update(name for node in here for name in _brokers(node.written))
         used |= {name for name, b in self.topology.brokers.items() if b.run is not None and b.on == host}
         for node in self.nodes.values():  # of their own, beside the host's: a job's, or where a source or sink is
             if host in {None, node.host}:
@@ -152,3 +157,16 @@ class Plan:
             if host in {None, relay.host}:
                 used |= {relay.broker, relay.far}
         return {name: broker for name, broker in self.topology.brokers.items() if name in used}
+
+
+def _brokers(written: Any) -> Iterator[str]:
+    """What the options of a kind name as ``broker``: names and URLs."""
+    if isinstance(written, list):
+        for value in written:
+            yield from _brokers(value)
+    elif isinstance(written, dict):
+        for key, value in written.items():
+            if key == "broker" and isinstance(value, str):
+                yield value
+            else:
+                yield from _brokers(value)

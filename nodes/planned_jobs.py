@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from nodes import planned_sites
 from nodes.operator import Context
 from nodes.options import Options
 from schemas.errors import PenstockError, Problem
@@ -42,7 +43,7 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
             if config.trainer.plain() != first[2].trainer.plain():
                 counts = kind in {"ask", "answer"}
                 what = "what is counted by" if counts else "the trainer of"
-                said = f"not {what} {first[0]!r}, which has the same job: {_differ(first[2], config)}"
+                said = f"not {what} {first[0]!r}, which has the same job: {differ(first[2], config)}"
                 yield Problem(("nodes", name, kind, "questions" if counts else "trainer"), said)
             if config.broker is None and (apart := _apart(topology, first, name)):
                 yield Problem(("nodes", name, kind), apart, on_key=True)
@@ -57,6 +58,7 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
                     yield Problem(where, f"{clients[client]!r} is the client {client!r} of the job {job!r} already")
                 clients.setdefault(client, name)
         yield from _keys(topology, members)
+    yield from planned_sites.problems(topology, jobs)
 
 
 def _keys(topology: Topology, members: list[tuple[str, str, JobOptions]]) -> Iterator[Problem]:
@@ -128,7 +130,7 @@ def _apart(topology: Topology, first: tuple[str, str, JobOptions], name: str) ->
     return f"its broker is {here!r}, and {first[0]!r}, which has the same job, is at {there!r}; say with 'broker' where they meet"
 
 
-def _differ(one: JobOptions, other: JobOptions) -> str:
+def differ(one: JobOptions, other: JobOptions) -> str:
     """The first thing in which two trainers differ."""
     if one.trainer.name != other.trainer.name:
         return f"{one.trainer.name} there, {other.trainer.name} here"

@@ -174,7 +174,7 @@ def test_a_machine_goes_on_from_what_was_committed(tmp_path: Path) -> None:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await one._bus.close()
+        await one._lines[0]._bus.close()
         await other.close()
         return asks
 

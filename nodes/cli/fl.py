@@ -129,6 +129,7 @@ def _data(job: Job, why: str) -> dict[str, Any]:
         "version": None if job.model is None else job.model.version,
         "metrics": {} if job.model is None else dict(job.model.metrics),
         "last": None if last is None else _plain(last),
+        "part_of": None if (part := _part_of(job)) is None else {"job": part[0], "task": part[1]},
         "clients": {
             name: {"here": c.here, "samples": c.samples, "pace": c.pace, "why": c.why}
             for name, c in job.clients.items()
@@ -140,8 +141,25 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
 
 
+def _part_of(job: Job) -> tuple[str, dict[str, Any] | None] | None:
+    """The job above, and what this one does for it, as far as it is known here."""
+    of = None if job.leads is None else getattr(job.leads.config, "of", None)
+    if of is None:
+        return None
+    task = job.kept.get("task")
+    return of.job, None if not task else {key: task[key] for key in ("round", "done", "rounds", "over")}
+
+
 def _status(job: Job, why: str) -> list[str]:
     lines = [f"job {job.name}"]
+    if (part := _part_of(job)) is not None:
+        above, task = part
+        lines.append(f"  part of the job {above}")
+        if task is not None:
+            skipped = f", skipped: {task['over']}" if task["over"] not in {"", "done"} else ""
+            lines[-1] += (
+                f": round {task['round']} there, {task['done']} of {task['rounds']} rounds done for it{skipped}"
+            )
     if (call := job.call) is not None:
         asked = f", {call.asked} clients asked" if call.asked else ""
         left = f", {max(0.0, (call.deadline - time.time_ns()) / 1e9):.1f} s left" if call.deadline else ""
@@ -151,7 +169,8 @@ def _status(job: Job, why: str) -> list[str]:
         lines.append(f"  nothing is heard of it{f': {why}' if why else ''}")
         if kept := job.kept.get("job"):
             over = f"over ({kept['outcome']})" if kept.get("outcome") else "not over"
-            lines.append(f"  left here: {kept.get('version', '?')} rounds, {over}")
+            made = kept.get("version", "?") if part is None else sum(row["status"] == "committed" for row in job.rows)
+            lines.append(f"  left here: {made} rounds, {over}")
     if (model := job.model) is not None:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(model.metrics.items()))
         lines.append(f"  model {model.version}, {model.size:,} bytes{f', {metrics}' if metrics else ''}")
@@ -197,7 +216,8 @@ def _rounds(found: list[Job], *, as_json: bool) -> int:
         if not job.rows:
             print("  no round is known here; its rows are where the node that leads it runs")
             continue
-        print("\n".join(table([_COLUMNS, *(tuple(_cell(row.get(name)) for name in _COLUMNS) for row in job.rows)])))
+        columns = _COLUMNS if "above" not in job.rows[-1] else (_COLUMNS[0], "above", *_COLUMNS[1:])
+        print("\n".join(table([columns, *(tuple(_cell(row.get(name)) for name in columns) for row in job.rows)])))
     return 0
 
 
@@ -241,6 +261,7 @@ def _simulate(
 ) -> int:
     from nodes import federate
     from nodes.federated import kinds, simulate
+    from nodes.federated.held_out import read_examples
 
     if job.leads is None or not isinstance(job.leads.config, federate.Config):
         raise ConfigError(f"no node of this topology leads the job {job.name!r}")
@@ -256,8 +277,8 @@ def _simulate(
         rules=rules,
         trainer=lambda: kinds.trainer(config.trainer, context),
         strategy=lambda: kinds.strategy(config.strategy),
-        data=federate.read_examples(names, context),
-        held_out=None if held is None else federate.read_examples(held, context),
+        data=read_examples(names, context),
+        held_out=None if held is None else read_examples(held, context),
         compressor=lambda: kinds.compressor(rules.compress),
         clients=clients,
         alpha=alpha,

@@ -185,6 +185,16 @@ class Client(Machine):
         self._need(now, out)
         return out
 
+    @property
+    def busy(self) -> wire.Call | None:
+        """The call that it makes an update for at the moment."""
+        return self._busy
+
+    @property
+    def download(self) -> Download:
+        """The newest model that it heard of."""
+        return self._model
+
     # -- what the node says -----------------------------------------------------------------------------------------
 
     def permit(self, why_not: str, now: int) -> Answer:

@@ -18,6 +18,11 @@ class Download:
         self._coming: Fetching | None = None
         self._whole: bytes | memoryview = b""
 
+    @property
+    def digest(self) -> str:
+        """Which one it is; empty: none was announced."""
+        return "" if self._manifest is None else self._manifest.digest
+
     def heard(self, manifest: wire.Manifest, now: int) -> None:
         """A model was announced."""
         before, self._manifest = self._manifest, manifest

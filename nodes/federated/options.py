@@ -6,17 +6,17 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nodes.choice import Chosen, choice
-from nodes.federated.key_options import KEY, Key
+from nodes.federated.key_options import COORDINATOR, KEY, Key
 from nodes.operator import Context
 from nodes.options import Options
 from schemas import topics
 from schemas.errors import ConfigError, Problem, did_you_mean
 
 if TYPE_CHECKING:
-    from nodes.federated.party import Connect
+    from nodes.federated.line import Connect
 
     Trained = Chosen
 else:
@@ -41,9 +41,7 @@ class MemberOptions(Options):
         return level(name)
 
     def check(self, context: Context) -> None:
-        if self.broker is not None and "://" not in self.broker and self.broker not in context.brokers:
-            hint = did_you_mean(self.broker, context.brokers)
-            raise ConfigError(Problem(("broker",), f"unknown broker {self.broker!r}{hint}"))
+        known(self.broker, context, "broker")
 
     def carried(self, kind: type[C], **more: Any) -> C:
         """Options of another kind that does our work: ours where it has the same, ``more``, and its defaults."""
@@ -55,16 +53,64 @@ class MemberOptions(Options):
         return f"{context.topology}/fed/{self.job}"
 
     def connect(self, context: Context, name: str) -> Connect:
-        """Gives a party its bus: patient for ever, with a session that outlives a lost link but not the process."""
-        from nodes.federated.party import RECEIVE, SESSION
+        """Gives a party its bus."""
+        return connecting(context, self.broker, name)
 
-        options: dict[str, Any] = {
-            "receive_maximum": RECEIVE,
-            "session_expiry": SESSION,
-            "clean_start": True,
-            "prompt": True,
-        }
-        return partial(context.bus, self.broker, name, patience=math.inf, **options)
+
+class Of(BaseModel):
+    """The job above: this one's leader is one client of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job: str = Field(description="name of the job above")
+    broker: str | None = Field(
+        None, description="name of a broker of the topology, or its URL, where it is; the host's own if left out"
+    )
+    client: str | None = Field(None, description="name in it, of this node and no other; the node's name if left out")
+    topology: str | None = Field(
+        None, description="name of the topology that it is in, where that is another one; this one's if left out"
+    )
+
+    coordinator: str | None = Field(None, min_length=1, description=COORDINATOR)
+
+    @field_validator("job", "client", "topology")
+    @classmethod
+    def _levels(cls, name: str | None) -> str | None:
+        return None if name is None else level(name)
+
+    def root(self, context: Context) -> str:
+        """What the topics of the job above begin with."""
+        return topics.federated(self.topology or context.topology, self.job)
+
+    def name(self, context: Context) -> str:
+        """In the job above."""
+        return self.client or context.node
+
+    def connect(self, context: Context) -> Connect:
+        """Gives the half above its bus. Sites with nodes of one name may have it at one broker, so its client has another."""
+        return connecting(context, self.broker, f"above-{self.name(context)}")
+
+
+def connecting(context: Context, broker: str | None, name: str) -> Connect:
+    """Gives a party a bus: patient for ever, with a session that outlives a lost link but not the process."""
+    from nodes.federated.line import RECEIVE, SESSION
+
+    options: dict[str, Any] = {
+        "receive_maximum": RECEIVE,
+        "session_expiry": SESSION,
+        "clean_start": True,
+        "prompt": True,
+    }
+    return partial(context.bus, broker, name, patience=math.inf, **options)
+
+
+def known(broker: str | None, context: Context, *where: str) -> None:
+    """Look whether the topology has that broker, where it is named.
+
+    :raises ConfigError: it has not.
+    """
+    if broker is not None and "://" not in broker and broker not in context.brokers:
+        raise ConfigError(Problem(where, f"unknown broker {broker!r}{did_you_mean(broker, context.brokers)}"))
 
 
 class JobOptions(MemberOptions):

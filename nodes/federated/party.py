@@ -2,8 +2,7 @@
 
 One task asks the machine, one event after the other: what arrived, what a thread computed, the link that is there again,
 the time. Each answer is committed before anything of it is published, and published before anything of it is computed;
-deliveries are acknowledged after the commit. Publishing has a task of its own, so that a broker that is away holds up
-neither the clock nor a deadline; while more than :data:`AHEAD` bytes wait for it, nothing more is taken in.
+deliveries are acknowledged after the commit. Each bus has a :class:`nodes.federated.line.Line`, and tasks of its own.
 """
 
 from __future__ import annotations
@@ -16,32 +15,21 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-from broker.bus import Bus, Delivery, Publication, Receipt, Subscription, Will
+from broker.bus import Delivery
 from nodes import log
+from nodes.federated.line import AT_ONCE, Connect, Line, Way
 from nodes.federated.machine import Answer, Machine, Say, Work
 from nodes.federated.store import Store
-from schemas.errors import BusError, ClosedError, PublishFailedError, RunError
+from schemas.errors import RunError
 
 T = TypeVar("T")
-Connect: TypeAlias = Callable[..., Bus]
-"""Gives the bus, not opened yet; called with ``will`` and ``on_state`` of :func:`broker.connect.connect`."""
 
-AHEAD = 8 * 2**20
-"""Bytes that may wait to be published."""
-AT_ONCE = 64
-"""Deliveries between two commits, at most."""
-RECEIVE = 32
-"""QoS 1 deliveries that the broker may have on the way to us: with chunks of 64 KiB, 2 MiB."""
-SESSION = 300
-"""Seconds that the broker keeps for us what comes while the link is lost."""
 _RETRY_COMMIT = 1.0
 _LONGEST_WAIT = 1.0
 """Seconds after which the time of day is looked at again, should it have been moved."""
 _SHORTEST_WAIT = 0.001
-_FAREWELL = 5.0
-"""Seconds that the last publications may take when we leave."""
 
 
 class Party:
@@ -50,6 +38,7 @@ class Party:
     :param root: topics of the job begin so: ``<topology>/fed/<job>``.
     :param told: what the log says beside the reason: the node, the job.
     :param on_rows: called after each commit that added rows to the store.
+    :param ways: further buses of the machine; that they are away holds up nothing.
     """
 
     def __init__(
@@ -60,33 +49,24 @@ class Party:
         root: str,
         *,
         on_rows: Callable[[], None] = lambda: None,
+        ways: Sequence[Way] = (),
         **told: Any,
     ) -> None:
         self.machine = machine
         self.store = store
-        self._root = root
         self._told = told
         self._on_rows = on_rows
-        will = machine.will()
-        last = None if will is None else Will(f"{root}/{will.topic}", will.payload, retain=will.retain)
-        self._bus = connect(will=last, on_state=self._link_changed)
-        self._subscription: Subscription | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="federated")
         self._news = asyncio.Event()
-        self._inbox: deque[Delivery] = deque()
-        self._space = asyncio.Event()
         self._calls: deque[Callable[[int], Answer]] = deque()
         self._work: tuple[str, asyncio.Future[Any]] | None = None
-        self._opened = False
-        self._relinked = False
-        self._last = ""
-        self._outgoing: list[Publication] = []
-        self._ahead = 0
-        self._to_send = asyncio.Event()
-        self._receipts: set[Receipt] = set()
-        self._quiet = asyncio.Event()
-        self._complained: set[str] = set()
         self.over = False
+        self._lines = [self._line(way) for way in (*ways, Way("", connect, root, machine.linked))]
+
+    def _line(self, way: Way) -> Line:
+        will = self.machine.will()
+        mine = None if will is None or not will.topic.startswith(way.prefix) else _without(way.prefix, will)
+        return Line(way, mine, self._news.set, {**self._told, **({"at": way.root} if way.prefix else {})})
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -95,37 +75,48 @@ class Party:
 
         :raises BusError: the broker refuses us, or is away for longer than the bus is patient.
         """
-        await self._bus.open()
-        filters = [f"{self._root}/{topic}" for topic in self.machine.filters()]
-        self._subscription = await self._bus.subscribe(filters, qos=1, capacity=RECEIVE)
-        self._opened = True
+        await self._open(self._lines[-1])
+
+    async def _open(self, line: Line) -> None:
+        found = [topic for topic in self.machine.filters() if self._line_of(topic) is line]
+        await line.open([topic.removeprefix(line.way.prefix) for topic in found])
+
+    def _line_of(self, topic: str) -> Line:
+        return next(line for line in self._lines if topic.startswith(line.way.prefix))
 
     async def run(self) -> None:
         """Until the machine is over.
 
         :raises RunError: the machine failed, which it must not.
         """
-        helpers = [asyncio.create_task(self._receive()), asyncio.create_task(self._send())]
+        helpers = [asyncio.create_task(self._attend(line)) for line in self._lines]
         drive = asyncio.create_task(self._drive())
         try:
             done, _ = await asyncio.wait({drive, *helpers}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
             if self.over:
-                await self._flushed()
+                await asyncio.gather(*(line.flushed() for line in self._lines if line.opened))
         finally:
             for task in (drive, *helpers):
                 task.cancel()
             await asyncio.gather(drive, *helpers, return_exceptions=True)
 
+    async def _attend(self, line: Line) -> None:
+        if not line.opened:
+            await self._open(line)
+        helpers = [asyncio.create_task(line.receive()), asyncio.create_task(line.send())]
+        try:
+            await asyncio.gather(*helpers)
+        finally:
+            for task in helpers:
+                task.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
     async def close(self) -> None:
         """Say that we are gone, as our will would, and leave."""
-        will = self.machine.will()
-        if self._opened and will is not None and self._bus.connected:
-            with contextlib.suppress(BusError, TimeoutError):
-                async with asyncio.timeout(_FAREWELL):
-                    await (await self._bus.publish([self._publication(will)]))
-        await self._bus.close()
+        for line in self._lines:
+            await line.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
         self.store.close()
 
@@ -138,32 +129,6 @@ class Party:
         """Do something in the machine's thread, after the work that is under way."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, act)
 
-    # -- in ------------------------------------------------------------------------------------------------------
-
-    async def _receive(self) -> None:
-        if (subscription := self._subscription) is None:
-            raise RunError("the party is not open")
-        while True:
-            try:
-                self._inbox.extend(await subscription.receive())
-            except ClosedError:
-                return await asyncio.Future()
-            self._news.set()
-            while len(self._inbox) >= AT_ONCE:
-                self._space.clear()
-                await self._space.wait()
-
-    def _link_changed(self, state: str, reason: str) -> None:
-        if state == "connected":
-            self._last = ""
-            if self._opened:
-                self._relinked = True
-                self._news.set()
-            return
-        if reason != self._last:  # said once, however often it is tried again
-            self._last = reason
-            log.warning(state, reason=reason, **self._told)
-
     def _worked(self, _: asyncio.Future[Any]) -> None:
         self._news.set()
 
@@ -172,34 +137,35 @@ class Party:
     async def _drive(self) -> None:
         machine = self.machine
         answer = self._ask(machine.start, self.store.kept(), time.time_ns())
-        await self._do([answer], [], hard=True)
+        await self._do([answer], hard=True)
         while not self.over:
             await self._until_news()
             now = time.time_ns()
-            if self._relinked:
-                self._relinked = False
-                await self._do([self._ask(machine.linked, now)], [])
+            for line in self._lines:
+                if line.relinked:
+                    line.relinked = False
+                    await self._do([self._ask(line.way.linked, now)])
             if (work := self._work) is not None and work[1].done():
-                await self._do([self._finished(*work, now)], [])
+                await self._do([self._finished(*work, now)])
             while self._calls:
-                await self._do([self._ask(self._calls.popleft(), now)], [])
-            if self._ready:
-                await self._hear(now)
+                await self._do([self._ask(self._calls.popleft(), now)])
+            for line in self._lines:
+                if self._may_hear(line):
+                    await self._hear(line, now)
             if self._due(now):
-                await self._do([self._ask(machine.tick, now)], [])
+                await self._do([self._ask(machine.tick, now)])
 
     def _due(self, now: int) -> bool:
         wake = None if self.over else self.machine.wake()
         return wake is not None and wake <= now
 
-    @property
-    def _ready(self) -> bool:
+    def _may_hear(self, line: Line) -> bool:
         """Whether something has arrived and may be taken."""
-        return bool(self._inbox) and self._ahead < AHEAD
+        return bool(line.inbox) and not self.over and not any(each.full for each in self._lines)
 
     async def _until_news(self) -> None:
         """Wait until something happens, or it is time for a tick."""
-        if self._ready:
+        if any(self._may_hear(line) for line in self._lines):
             await asyncio.sleep(0)
             return
         wake = self.machine.wake()
@@ -209,21 +175,19 @@ class Party:
                 await self._news.wait()
         self._news.clear()
 
-    async def _hear(self, now: int) -> None:
+    async def _hear(self, line: Line, now: int) -> None:
         """Give the machine what has arrived, and commit once for all of it."""
         answers: list[Answer] = []
         heard: list[Delivery] = []
-        start = len(self._root) + 1
-        while self._inbox and len(heard) < AT_ONCE:
-            delivery = self._inbox.popleft()
+        while line.inbox and len(heard) < AT_ONCE:
+            delivery = line.inbox.popleft()
             heard.append(delivery)
-            topic = delivery.topic[start:]
-            answer = self._ask(self.machine.heard, topic, _bytes(delivery.payload), now)
+            answer = self._ask(self.machine.heard, *line.take(delivery), now)
             answers.append(answer)
             if answer.over:
                 break
-        self._space.set()
-        await self._do(answers, heard)
+        await self._do(answers)
+        line.acknowledge(heard)
 
     def _finished(self, name: str, work: asyncio.Future[Any], now: int) -> Answer:
         self._work = None
@@ -242,8 +206,8 @@ class Party:
                 f"{type(self.machine).__name__}.{getattr(method, '__name__', method)} failed: {said}"
             ) from error
 
-    async def _do(self, answers: Sequence[Answer], heard: Sequence[Delivery], *, hard: bool = False) -> None:
-        """Commit, acknowledge, publish, begin to compute: in this order."""
+    async def _do(self, answers: Sequence[Answer], *, hard: bool = False) -> None:
+        """Commit, publish, begin to compute: in this order."""
         values: dict[str, Any] = {}
         rows: list[dict[str, Any]] = []
         for answer in answers:
@@ -251,22 +215,17 @@ class Party:
             rows += [{"time": time.time_ns(), **row} for row in answer.rows]
         if values or rows or hard:
             await self._commit(values, rows, hard=hard)
-        if heard and self._subscription is not None:
-            self._subscription.acknowledge(heard)
         if rows:
             self._on_rows()
         for answer in answers:
             for say in answer.say:
-                publication = self._publication(say)
-                self._outgoing.append(publication)
-                self._ahead += len(publication.payload)
+                line = self._line_of(say.topic)
+                line.say(_without(line.way.prefix, say))
             if answer.work is not None:
                 self._begin(answer.work)
             for text in answer.tell:
                 log.warning(text, **self._told)
             self.over = self.over or answer.over
-        if self._outgoing:
-            self._to_send.set()
 
     async def _commit(self, values: dict[str, Any], rows: Sequence[dict[str, Any]], *, hard: bool) -> None:
         while True:
@@ -283,55 +242,6 @@ class Party:
         future.add_done_callback(self._worked)
         self._work = work.name, future
 
-    # -- out -----------------------------------------------------------------------------------------------------
 
-    def _publication(self, say: Say) -> Publication:
-        return Publication(f"{self._root}/{say.topic}", say.payload, 1, say.retain, say.expiry)
-
-    async def _send(self) -> None:
-        while True:
-            await self._to_send.wait()
-            self._to_send.clear()
-            batch, self._outgoing = self._outgoing, []
-            if not batch:
-                continue
-            try:
-                receipt = await self._bus.publish(batch)
-            except ClosedError:
-                return await asyncio.Future()
-            self._receipts.add(receipt)
-            receipt.add_done_callback(self._sent)
-            self._ahead -= sum(len(publication.payload) for publication in batch)
-            self._news.set()
-
-    def _sent(self, receipt: Receipt) -> None:
-        self._receipts.discard(receipt)
-        if not self._receipts:
-            self._quiet.set()
-        if receipt.cancelled() or (error := receipt.exception()) is None:
-            return
-        if isinstance(error, PublishFailedError):
-            for _, failure in error.failures:
-                self._refused(failure)
-
-    def _refused(self, error: BaseException) -> None:
-        """The broker does not take it: said once for each reason; the protocol goes on as if it were lost."""
-        if (text := str(error)) not in self._complained:
-            self._complained.add(text)
-            log.error("not published", reason=text, **self._told)
-
-    async def _flushed(self) -> None:
-        """Wait until the broker has all that was said, though not for ever."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FAREWELL):
-                while self._ahead or self._outgoing or self._receipts:
-                    self._quiet.clear()
-                    self._news.clear()
-                    if self._receipts:
-                        await self._quiet.wait()
-                    else:
-                        await self._news.wait()
-
-
-def _bytes(payload: Any) -> bytes:
-    return payload if isinstance(payload, bytes) else bytes(payload)
+def _without(prefix: str, say: Say) -> Say:
+    return Say(say.topic.removeprefix(prefix), say.payload, say.retain, say.expiry) if prefix else say

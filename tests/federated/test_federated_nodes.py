@@ -103,11 +103,11 @@ def loop(data: list[Examples], rounds: int) -> Weights:
     return model
 
 
-def last_model(state: Path) -> Weights:
+def last_model(state: Path, node: str = "lead", job: str = "digits") -> Weights:
     """What the coordinator has on its disk."""
     network = Mlp([64, 32, 10], "relu", "cross-entropy", 3)
     network.open()
-    store = Store(state / "lead" / "digits.sqlite")
+    store = Store(state / node / f"{job}.sqlite")
     try:
         weights, _ = wire.unpack_model(store.kept()["model"]["data"], shapes(network.weights()))
         return {name: array.copy() for name, array in weights.items()}

@@ -226,3 +226,108 @@ def test_what_has_no_label_may_be_left_out() -> None:
     assert [example.y for example in skip.read(message(body))] == [1, 0]
     with pytest.raises(UnlabelledError):
         Labelled().read(frame(None))
+
+
+def site(name: str = "line", job: str = "line", of: str = "{job: top}", more: str = "") -> str:
+    return f"  {name}: {{federate: {{job: {job}, {MLP}, of: {of}{more}}}, publish: always}}"
+
+
+TOP = f"  top: {{federate: {{job: top, {MLP}}}, publish: always}}"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ([TOP, site()], []),
+        ([TOP, site(of="top", more=", rounds: 2, fit: {rate: 0.5}, seed: 3")], []),
+        ([site(of="{job: far, topology: factory, broker: 'mqtt://cloud', client: line-3}")], []),
+        ([site(of="{job: top, broker: cloud}")], ["unknown broker 'cloud'"]),
+        ([site(of="{job: top, jobb: 1}")], ["jobb"]),
+        ([site(of="{job: Top}")], ["expected a name of a-z"]),
+        ([site(of="line")], ["the job 'line' cannot be a part of itself"]),
+        ([site("a", "a", "b"), site("b", "b", "a")], ["the job 'a' is a part of itself"]),
+        ([TOP, site(more=", until: {accuracy: 0.9}")], ["a part of another one ends with that one"]),
+        (
+            [TOP, site(more=", time: 1h, stall: 3, wait: 5s")],
+            ["ends with that one", "ends with", "waits for its clients"],
+        ),
+        ([TOP, site(more=", tolerance: 0.1")], ["which model is kept is for the job above to say"]),
+        ([TOP, site(more=", buffer: 3")], ["all updates of a site begin with the model of one round above"]),
+        ([TOP, site(more=", privacy: {clip: 1.0, epsilon: 3}")], ["only the job above knows"]),
+        (
+            [TOP, site("a", "a"), site("b", "b", "{job: top, client: a}")],
+            ["'a' is the client 'a' of the job 'top' already"],
+        ),
+        (
+            [
+                CAMERA,
+                f"  a: {{train: {{job: top, {MLP}}}, from: camera}}",
+                TOP,
+                site("b", "b", "{job: top, client: a}"),
+            ],
+            ["'a' is the client 'a' of the job 'top' already"],
+        ),
+        (
+            [TOP, site().replace("seed: 1", "seed: 2")],
+            ["not the trainer of 'top', of whose job this one is a part: seed is 1 there, 2 here"],
+        ),
+        (
+            [f"  top: {{federate: {{job: top, {MLP}, strategy: scaffold}}, publish: always}}", site()],
+            ["'top' leads the job above by scaffold, which corrects each step of a client"],
+        ),
+    ],
+)
+def test_what_does_not_go_together_with_a_job_above_is_said_with_its_place(
+    nodes: list[str], said: list[str], tmp_path: Path
+) -> None:
+    lines = wrong(tmp_path, *nodes)
+    assert len(lines) == len(said), lines
+    for text in said:
+        assert any(text in line for line in lines), lines
+    assert all(line.split(":")[0].isdigit() for line in lines), "each has its line and column"
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ("{job: top}", ["its broker 'site', and 'top', which leads it, is at 'cloud'"]),
+        ("{job: top, broker: cloud}", []),
+    ],
+)
+def test_a_site_and_the_job_above_meet_at_one_broker(of: str, said: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    lines = [
+        "topology: t",
+        "brokers: {site: {url: mqtt://site}, cloud: {url: mqtt://cloud}}",
+        "hosts: {gateway: {broker: site}, cloud: {broker: cloud}}",
+        "nodes:",
+        f"  top: {{federate: {{job: top, {MLP}}}, on: cloud, publish: always}}",
+        f"  line: {{federate: {{job: line, {MLP}, of: {of}}}, on: gateway, publish: always}}",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    try:
+        prepare(path)
+    except ConfigError as error:
+        found = [str(line) for line in getattr(error, "lines", ())]
+    else:
+        found = []
+    assert len(found) == len(said), found
+    assert all(text in line for text, line in zip(said, found, strict=True))
+
+
+def test_a_host_knows_the_brokers_that_its_nodes_name(tmp_path: Path) -> None:
+    """Also those that no node of it has for its own, and none that nobody there names."""
+    path = tmp_path / "t.yaml"
+    lines = [
+        "topology: t",
+        "brokers: {site: {url: mqtt://site}, cloud: {url: mqtt://cloud}, other: {url: mqtt://other}}",
+        "hosts: {gateway: {broker: site}, cloud: {broker: cloud}, elsewhere: {broker: other}}",
+        "nodes:",
+        f"  line: {{federate: {{job: line, {MLP}, of: {{job: top, broker: cloud}}}}, on: gateway, publish: always}}",
+        f"  top: {{federate: {{job: top, {MLP}, broker: other}}, on: cloud, publish: always}}",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    plan = prepare(path)
+    assert set(plan.brokers("gateway")) == {"site", "cloud"}
+    assert set(plan.brokers("cloud")) == {"cloud", "other"}
+    assert set(plan.brokers()) == {"site", "cloud", "other"}
