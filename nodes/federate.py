@@ -17,8 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from nodes import log
 from nodes.choice import Chosen, choice
-from nodes.federated import kinds
+from nodes.federated import kinds, secure_options
 from nodes.federated.options import JobOptions
+from nodes.federated.secure_options import SecureSums
 from nodes.federated.weights import Shape
 from nodes.operator import Chunk, Context, Draft, Flow, Source
 from nodes.privacy.dp import Privacy
@@ -153,6 +154,11 @@ class Config(JobOptions):
     )
     limits: Limits = Field(Limits.model_validate({}), description="what an update may be at most")
     privacy: Privacy | None = Field(None, description="differential privacy of whole clients; none if left out")
+    secure: Annotated[
+        SecureSums | None, BeforeValidator(secure_options.bare, json_schema_input_type=SecureSums | bool | None)
+    ] = Field(
+        None, description="only sums of updates are seen, by nobody more than that: true, or a map; not if left out"
+    )
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -164,7 +170,8 @@ class Config(JobOptions):
         if self.evaluate is not None and not context.path(self.evaluate.path).is_file():
             where = ("evaluate", "path")
             raise ConfigError(Problem(where, f"there is no file {context.path(self.evaluate.path)}"))
-
+        if wrong := list(secure_options.problems(self)):
+            raise ConfigError(*wrong)
         if self.privacy is not None and (why := self._not_private()):
             raise ConfigError(Problem(("privacy",), why, on_key=True))
 
@@ -216,7 +223,7 @@ class Config(JobOptions):
         return rules.Rules(
             job=self.job,
             rounds=self.rounds,
-            least=clients.least,
+            least=max(clients.least, 1 if self.secure is None else self.secure.least),
             share=clients.share,
             most=clients.most,
             quorum=clients.quorum,
@@ -235,6 +242,7 @@ class Config(JobOptions):
             watch=self.watch,
             tolerance=self.tolerance,
             time=None if self.time is None else self.time / SECOND,
+            secure=secure_options.rules(self),
             limits=rules.Limits(norm=self.limits.norm, samples=1 if self.privacy else self.limits.samples),
             **more,
         )
@@ -270,6 +278,10 @@ class FederateSource(Source):
 
         config, context = self._config, self._context
         self._after = position or 0
+        if config.secure is not None:
+            from nodes.privacy.keys import available
+
+            available()
         trainer = kinds.trainer(config.trainer, context)
         rules = config.rules()
         folder = context.state / f"{config.job}.uploads"

@@ -36,6 +36,8 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
                 yield Problem(("nodes", name, kind, "trainer"), said)
             if config.broker is None and (apart := _apart(topology, first, name)):
                 yield Problem(("nodes", name, kind), apart, on_key=True)
+            if said := _unwilling(first, config):
+                yield Problem(("nodes", name, kind, "secure"), said)
             if kind == "train":
                 client = getattr(config, "client", None) or name
                 if client in clients:
@@ -51,6 +53,20 @@ def _apart(topology: Topology, first: tuple[str, str, JobOptions], name: str) ->
     if there == here or "://" in there:
         return ""
     return f"its broker is {here!r}, and {first[0]!r}, which has the same job, is at {there!r}; say with 'broker' where they meet"
+
+
+def _unwilling(first: tuple[str, str, JobOptions], config: JobOptions) -> str:
+    """Why a client would never take part; empty: it does."""
+    wants, sums = getattr(config, "secure", None), getattr(first[2], "secure", None)
+    if first[1] != "federate" or not isinstance(wants, int):
+        return ""
+    if sums is None:
+        return (
+            f"it trains for secure sums only, and {first[0]!r}, which leads the job, asks for updates that it can see"
+        )
+    if sums.least < wants:
+        return f"it wants sums of {wants} clients at least, and {first[0]!r} is content with {sums.least}"
+    return ""
 
 
 def _differ(one: JobOptions, other: JobOptions) -> str:

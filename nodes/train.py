@@ -12,11 +12,12 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nodes import log
+from nodes.federated import secure_options
 from nodes.federated.options import JobOptions, level
 from nodes.federated.permission import EVERY, When
 from nodes.operator import Context, Flow, Sink
@@ -66,6 +67,14 @@ class Config(JobOptions):
         " balanced: likewise, of each class about as many",
     )
     least: int = Field(1, ge=1, description="examples that must be there before it takes part")
+    secure: Annotated[
+        int | None, BeforeValidator(secure_options.bare_number, json_schema_input_type=int | bool | None)
+    ] = Field(
+        None,
+        ge=secure_options.LEAST,
+        description="trains only for secure sums, of so many clients at least; true: 3. If left out, also where the"
+        " coordinator sees its update",
+    )
     when: When = Field(When.model_validate({}), description="conditions under which it may train; always, if left out")
 
     @field_validator("client")
@@ -172,7 +181,13 @@ class TrainSink(Sink):
             factor=float(config.scale),
         )
         self._client = Client(
-            config.job, name, self._trainer, store.to_learn, self._count, compressors=kinds.compressor
+            config.job,
+            name,
+            self._trainer,
+            store.to_learn,
+            self._count,
+            compressors=kinds.compressor,
+            company=config.secure or 0,
         )
         self._party = Party(
             self._client,

@@ -32,6 +32,22 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Secure:
+    """How the rounds' secure sums are made; see :class:`nodes.privacy.secure_sum.Terms`.
+
+    :param clip: largest absolute value of one number of an update.
+    :param equal: each client counts the same, whatever it was trained on.
+    """
+
+    clip: float = 8.0
+    threshold: float = 2 / 3
+    least: int = 3
+    degree: int = 0
+    agreed: bool = False
+    equal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """One job. All durations are in seconds.
 
@@ -58,6 +74,7 @@ class Rules:
     :param tolerance: a new model is thrown away if ``watch`` is worse than the best by more than this; None: never.
     :param time: for the whole job.
     :param repeat: the call is said again at least so often while somebody has not answered.
+    :param secure: only sums of updates are seen; None: each update is.
     """
 
     job: str
@@ -84,6 +101,7 @@ class Rules:
     time: float | None = None
     repeat: float = 15.0
     limits: Limits = Limits()
+    secure: Secure | None = None
 
     def asks(self, here: int, quorum: int) -> int:
         """How many of so many clients are asked."""

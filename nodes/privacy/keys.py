@@ -61,6 +61,14 @@ def _library() -> Any:
     )
 
 
+def available() -> None:
+    """Look whether the library is there.
+
+    :raises MissingError: it is not installed.
+    """
+    _library()
+
+
 def seed() -> bytes:
     """A new secret of :data:`SEED` bytes, from the system."""
     return os.urandom(SEED)

@@ -14,9 +14,10 @@ import numpy as np
 from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
 from nodes.federated.client import Client
-from nodes.federated.coordinator import Coordinator
+from nodes.federated.coordinator import NOBODY, Coordinator
 from nodes.federated.machine import Machine, Say
 from nodes.federated.rules import Rules
+from nodes.federated.trust import ClientTrust, CoordinatorTrust
 from nodes.federated.uploads import Place
 from nodes.federated.virtual import Fault, Link, Peer, Took, World
 from nodes.federated.weights import Weights, fit, plus, shapes
@@ -160,6 +161,9 @@ class Site:
     trainer: Callable[[], Softmax] = Softmax
     place: Callable[[], Place] = Place
     sizes: dict[str, Any] = field(default_factory=dict)
+    trust: CoordinatorTrust = NOBODY
+    client_trust: Callable[[str], ClientTrust] = lambda client: ClientTrust()
+    company: int = 0
 
     def __post_init__(self) -> None:
         self.commits: list[dict[str, Any]] = []
@@ -181,6 +185,7 @@ class Site:
             compressor=self.compressor,
             evaluate=self.evaluate,
             place=self.place(),
+            trust=self.trust,
             **self.sizes,
         )
         self.leads.append(lead)
@@ -199,6 +204,8 @@ class Site:
                 lambda: examples,
                 lambda: len(examples),
                 compressors=lambda spec: self.compressor,
+                trust=self.client_trust(name(k)),
+                company=self.company,
                 **self.sizes,
             )
 
