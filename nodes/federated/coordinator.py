@@ -236,12 +236,8 @@ class Coordinator(Machine):
 
     def _begin_at(self) -> int | None:
         """When a round may begin with the clients there are; None: not with them."""
-        rules, n = self.rules, len(self.roster.fit)
-        if n >= max(rules.least, self.quorum):
-            return self._idle_since + (0 if self.job.number else ns(rules.gather))
-        if self.job.number and n >= self.quorum:
-            return self._idle_since + ns(rules.grace)
-        return None
+        pause = self.rules.pause(len(self.roster.fit), self.quorum, first=not self.job.number)
+        return None if pause is None else self._idle_since + ns(pause)
 
     def _idle(self, now: int, out: Answer) -> None:
         at = self._begin_at()
@@ -254,11 +250,7 @@ class Coordinator(Machine):
         rules, job = self.rules, self.job
         number = job.call(rules.stale)
         size = rules.asks(len(self.roster.fit), self.quorum)
-        asked: list[str] = []
-        if rules.buffer is None:
-            asked = self.roster.choose(size, rules.seed, number, without=self._silent)
-            if len(asked) < size:  # those who kept silent in the round before have another chance
-                asked = self.roster.choose(size, rules.seed, number)
+        asked = self.roster.cohort(size, rules.seed, number, self._silent) if rules.buffer is None else []
         self.round = Round(number, job.digest, now, now + ns(rules.deadline), size, asked, waiting=set(asked))
         self.secure.begin(job, self.round, now)
         out.commit.update(job=job.kept(), round=self.round.kept())
@@ -270,7 +262,7 @@ class Coordinator(Machine):
         self._voice.call(self.job, self.round, out)
         if self.round is not None and self.round.secure:
             self.secure.call(self.round, out)
-        self._repeat = now + ns(max(0.5, min(self.rules.repeat, self.rules.deadline / 4)))
+        self._repeat = now + ns(self.rules.again())
 
     # -- what is heard ----------------------------------------------------------------------------------------------
 
@@ -295,19 +287,15 @@ class Coordinator(Machine):
             return
         if held.secure:
             self.secure.seen(client, held)
-            self._fill(held, now, out)
         elif held.phase == COLLECTING and self.rules.buffer is None:
-            if not self.roster.able(client, held.number):
-                held.waiting.discard(client)
-            elif client in held.asked and (client, held.number) not in self.desk.taken and client not in held.refused:
-                held.waiting.add(client)
-            self._fill(held, now, out)
+            held.seen(client, able=self.roster.able(client, held.number), taken=self.desk.taken)
+        self._fill(held, now, out)
         self._look(now, out)
 
     def _fill(self, held: Round, now: int, out: Answer) -> None:
-        """Others for the places of those that will not answer."""
-        if held.secure and held.phase != KEYS:
-            return  # nobody can come in any more
+        """Others for the places of those that will not answer, where somebody can still come in."""
+        if self.rules.buffer is not None or held.phase != (KEYS if held.secure else COLLECTING):
+            return
         here = len(held.waiting) + (self.secure.keys if held.secure else len(self.desk.taken))
         if here >= held.size or len(held.asked) >= len(self.roster.members):
             return
@@ -337,8 +325,7 @@ class Coordinator(Machine):
         else:
             held.refused[client] = reason
             held.waiting.discard(client)
-            if self.rules.buffer is None:
-                self._fill(held, now, out)
+            self._fill(held, now, out)
         self._look(now, out)
 
     def _heard_ask(self, client: str, ask: wire.Ask, now: int, out: Answer) -> None:
@@ -353,10 +340,12 @@ class Coordinator(Machine):
     def _look(self, now: int, out: Answer) -> None:
         """Close or abort the round if it is time."""
         held = self.round
-        if held is not None and held.secure:
+        if held is None:
+            return
+        if held.secure:
             self._look_secure(held, now, out)
             return
-        if held is None or held.phase != COLLECTING:
+        if held.phase != COLLECTING:
             return
         match held.verdict(len(self.desk.taken), self.quorum, self.rules, len(self.roster.fit), now):
             case "close":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,13 @@ class Round:
     def may_send(self, client: str) -> bool:
         """Whether an update of that client's is wanted."""
         return client in (self.boxed if self.secure else self.asked)
+
+    def seen(self, client: str, *, able: bool, taken: Container[tuple[str, int]]) -> None:
+        """A client said how it is: wait for it, or not."""
+        if not able:
+            self.waiting.discard(client)
+        elif client in self.asked and (client, self.number) not in taken and client not in self.refused:
+            self.waiting.add(client)
 
     def kept(self) -> dict[str, Any]:
         """What of it is committed."""

@@ -108,6 +108,16 @@ class Rules:
         wanted = max(quorum, math.ceil(self.share * here - 1e-9))
         return min(here, wanted if self.most is None else min(wanted, max(self.most, quorum)))
 
+    def pause(self, here: int, quorum: int, *, first: bool) -> float | None:
+        """Seconds until a round may begin with so many clients; None: not with them."""
+        if here >= max(self.least, quorum):
+            return self.gather if first else 0.0
+        return self.grace if here >= quorum and not first else None
+
+    def again(self) -> float:
+        """Seconds after which a call is said again."""
+        return max(0.5, min(self.repeat, self.deadline / 4))
+
     def better(self, one: float, other: float) -> float:
         """By how much ``one`` is better than ``other`` as the metric watched."""
         return other - one if self.watch.endswith(LESS_IS_BETTER) else one - other
