@@ -18,7 +18,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.contestants import CannotError
-from benchmarks.figures import Comparison, Figure
+from benchmarks.figures import OURS, Comparison, Figure
 
 RUNS = 3
 CLIENTS = 10
@@ -88,13 +88,15 @@ def measure() -> list[Figure | Comparison]:
     """All figures of this file."""
     figures: list[Figure | Comparison] = []
     for name, layers in MODELS.items():
-        seen = [one(layers, ROUNDS[name]) for _ in range(RUNS)]
-        times, clients, leads = zip(*seen, strict=True)
+        both = [[one(layers, ROUNDS[name], secure=secure) for secure in (False, True)] for _ in range(RUNS)]
+        times, clients, leads = zip(*(plain for plain, _ in both), strict=True)
+        masked = tuple(secure[0] for _, secure in both)
         own = [one(layers, ROUNDS[name], "embedded")[0] for _ in range(RUNS)]
         size = sum((before + 1) * after for before, after in pairwise(layers)) * 4 / 1e6
         figures += [
             Figure(f"round of {CLIENTS} clients, {name}, mosquitto", "ms", times, MILLISECONDS[name]),
             Figure(f"round of {CLIENTS} clients, {name}, embedded broker", "ms", tuple(own)),
+            Comparison(f"with secure sums, {name}, mosquitto", "ms", {OURS: masked, "in the clear": times}),
             Figure(f"memory of a client, {name}", "MB", clients, MEMORY_OF_CLIENT if name == "19 KB" else None),
             Figure(f"memory of the coordinator, {name}", "MB", leads, MEMORY_OF_COORDINATOR + 3 * size),
         ]

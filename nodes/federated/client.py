@@ -314,7 +314,7 @@ class Client(Machine):
     def _asked(self, call: wire.Call | None) -> bool:
         if call is None or call.round <= self.trained or not (call.open or self.name in call.cohort):
             return False
-        return self.secure.trains(call) if call.secure else call.phase == wire.COLLECTING
+        return self.secure.trains(call) if call.secure else call.phase == wire.COLLECTING and not self._company
 
     def _go(self, now: int, out: Answer) -> None:
         """Begin what is to be begun."""
@@ -358,7 +358,8 @@ class Client(Machine):
 
     def _join(self, call: wire.Call, now: int, out: Answer) -> None:
         """Take part in the secure sum that is called, if we may; say so if we will not."""
-        if call.round <= self.trained or self.name not in call.cohort or self.blocked or not self.count():
+        asked = self.name in call.cohort or (call.open and call.phase == wire.COLLECTING)
+        if call.round <= self.trained or not asked or self.blocked or not self.count():
             return
         why = ""
         if not call.secure:

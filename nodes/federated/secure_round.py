@@ -46,6 +46,8 @@ _DID = {
     UNMASKING: "gave their shares back",
 }
 _MOST = 2**31 - 1
+_PASSED_OVER = frozenset({"early", "garbled", "signature", "unknown"})
+"""Reasons for which a step is not taken, and nothing else: somebody else may have written it."""
 
 
 def size_of(wanted: Sequence[Shape]) -> int:
@@ -78,7 +80,7 @@ class SecureRound:
         self.rules, self.quorum, self.wanted = rules, quorum, wanted
         self.roster, self.desk, self.voice, self.trust = roster, desk, voice, trust
         self._server: Server | None = None
-        self._stored: list[str] = []
+        self._stored: dict[str, None] = {}
         self._until = 0
         self._run = 0
 
@@ -110,7 +112,7 @@ class SecureRound:
 
     def _open(self, job: Job, held: Round) -> None:
         terms = terms_of(self.rules.job, held.number, held.secure)
-        self._run, self._stored = job.run, []
+        self._run, self._stored = job.run, {}
         self._server = Server(terms, signer=self.trust.signer, devices=self.trust.devices)
 
     @property
@@ -121,7 +123,7 @@ class SecureRound:
 
     def resume(self, kept: Mapping[str, Any], job: Job, held: Round, now: int) -> str:
         """Go on with what was committed; why that cannot be, or empty."""
-        self._stored = [key for key in kept if key.startswith("secure/")]
+        self._stored = {key: None for key in kept if key.startswith("secure/")}
         if (self.rules.secure is None) != (not held.secure):
             return "the job's 'secure' was changed while it was under way"
         if not all(pair in self.desk.taken for pair in held.counted):
@@ -204,7 +206,7 @@ class SecureRound:
             if part.what not in _STEPS or not self._news(client, part, held, out):
                 self._again(client, held, out)
         except SecureSumError as error:
-            if error.reason == "early":
+            if error.reason in _PASSED_OVER:
                 return
             if error.reason != "late":
                 held.refused[client] = f"{error.reason}: {error}"
@@ -225,7 +227,7 @@ class SecureRound:
         getattr(self._sum, part.what)(part.body)
         if phase != held.phase or key in self._stored:
             return False
-        self._stored.append(key)
+        self._stored[key] = None
         out.commit[key] = part.body
         held.waiting.discard(client)
         return True
@@ -344,6 +346,8 @@ class SecureRound:
         """Whether so many have said that they will not answer that there is nothing to wait for."""
         if held.phase == KEYS:
             return False  # others may come in their places
+        if self._came(held) + len(held.waiting) >= self._needed(held):
+            return False
         gone = sum(
             name in held.refused or (said := self.roster.members.get(name)) is None or said.skips == held.number
             for name in self._missing(held)
@@ -374,8 +378,8 @@ class SecureRound:
 
     def forget(self, out: Answer) -> None:
         """The round is over, whatever became of it."""
-        out.commit.update(dict.fromkeys(self._stored))
-        self._stored, self._server = [], None
+        out.commit.update(self._stored)
+        self._stored, self._server = {}, None
 
     def merge(self, strategy: Strategy, model: Weights, held: Round, evaluate: Evaluate | None) -> partial[Merged]:
         """What makes the next model of the sum; to be called in a thread.

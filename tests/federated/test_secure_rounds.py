@@ -233,12 +233,14 @@ def test_a_coordinator_killed_anywhere_gives_the_same_bytes(point: int) -> None:
     assert site.world.run(lambda: all(client.over for client in site.clients), seconds=60)
 
 
+@pytest.mark.parametrize("sizes", [{}, {"inline": 64, "chunk": 256}])
 @pytest.mark.parametrize("back", [0.0, 20.0])
-def test_a_coordinator_killed_again_and_again_gives_the_same_bytes(back: float) -> None:
-    site = Site(RULES, DATA, fault=Deaths(range(5, 4000, 19), back))
+def test_a_coordinator_killed_again_and_again_gives_the_same_bytes(back: float, sizes: dict[str, int]) -> None:
+    site = Site(RULES, DATA, fault=Deaths(range(5, 4000, 19), back), sizes=sizes)
     assert site.run()
     assert site.model == MODEL
-    assert audit_secure(site) == EVERYBODY
+    if not sizes:
+        assert audit_secure(site) == EVERYBODY
 
 
 @pytest.mark.parametrize("point", range(CLIENT.points))
@@ -333,9 +335,11 @@ def test_a_disk_that_lost_its_last_moments_with_the_power_lays_nothing_open(at: 
 # -- who does not take part -----------------------------------------------------------------------------------------
 
 
-def test_one_that_trains_for_secure_sums_only_sends_nothing_in_the_clear() -> None:
-    site = Site(replace(RULES, secure=None, rounds=1, retries=0, deadline=5), DATA, company=3)
+@pytest.mark.parametrize("buffer", [None, 3])
+def test_one_that_trains_for_secure_sums_only_sends_nothing_in_the_clear(buffer: int | None) -> None:
+    site = Site(replace(RULES, secure=None, rounds=1, retries=0, deadline=5, buffer=buffer), DATA, company=3)
     assert site.run()
+    assert all(site.fits(k) == [] for k in range(5))
     assert site.leads[-1].outcome in {"aborted", "too-few"}
     assert not [say for _, say in site.heard if say.topic.endswith(("/up", "/offer", "/blob"))]
     said = [
@@ -385,6 +389,40 @@ def test_an_update_in_the_clear_is_refused() -> None:
     acks = [wire.hear(wire.Ack, say.payload) for _, say in site.heard if say.topic == f"c/{name(0)}/ack"]
     assert {ack.reason for ack in acks if ack.status == wire.REFUSED} == {"base"}
     assert model.size == 123
+
+
+def test_nonsense_on_the_topics_of_a_sum_disturbs_nobody() -> None:
+    """Forged steps, steps of others repeated, of other rounds, cut short, and what is no message at all."""
+    site = Site(RULES, DATA)
+    rng = np.random.default_rng(3)
+
+    def tap(peer: Any, say: Any) -> None:
+        site.heard.append((peer.name, say))
+        if say.topic.endswith(("/part", "/inbox")) or say.topic.startswith("r/"):
+            part = wire.hear(wire.Part, say.payload)
+            what = str(
+                rng.choice(
+                    ["key", "share", "agree", "reveal", "ask", "roster", "inbox", "survivors", "agreements", "?"]
+                )
+            )
+            body = bytes(rng.integers(0, 256, 40, np.uint8))
+            other = name(int(rng.integers(0, 5)))
+            for topic in (say.topic, f"c/{other}/part", f"c/{other}/inbox", "r/1/roster"):
+                for payload in (
+                    b"",
+                    say.payload[: int(rng.integers(1, len(say.payload)))],
+                    wire.say(wire.Part(part.run, part.epoch, part.round, what, body)),
+                    wire.say(wire.Part(part.run, part.epoch, part.round + 1, part.what, part.body)),
+                    wire.say(wire.Part(part.run, part.epoch + 1, part.round, part.what, part.body)),
+                ):
+                    site.world.inject(topic, payload)
+            if say.topic.endswith("/part"):
+                site.world.inject(f"c/{other}/part", say.payload)  # in the name of somebody else
+
+    site.world.tap = tap
+    assert site.run()
+    assert site.model == MODEL
+    assert audit_secure(site) == EVERYBODY
 
 
 def test_private_updates_are_shortened_where_they_are_made() -> None:
