@@ -17,8 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from nodes import log
 from nodes.choice import Chosen, choice
-from nodes.federated import key_options, kinds
+from nodes.federated import key_options, kinds, secure_options
 from nodes.federated.options import JobOptions, Of, known
+from nodes.federated.secure_options import SecureSums
 from nodes.federated.weights import Shape
 from nodes.operator import Chunk, Context, Draft, Flow, Source
 from nodes.privacy.dp import Privacy
@@ -59,6 +60,7 @@ NOT_AT_A_SITE = {
     "every": "when there is a round is for the job above to say",
     "keep": "a site goes back when the job above does: say it there",
     "privacy": "its budget is for a number of rounds that only the job above knows: say it there",
+    "secure": "a site does not lead secure sums",
 }
 """What has no meaning with ``of``, and why."""
 
@@ -185,6 +187,11 @@ class Config(JobOptions):
     limits: Limits = Field(Limits.model_validate({}), description="what an update may be at most")
     devices: str | dict[str, str] | None = Field(None, min_length=1, description=key_options.DEVICES)
     privacy: Privacy | None = Field(None, description="differential privacy of whole clients; none if left out")
+    secure: Annotated[
+        SecureSums | None, BeforeValidator(secure_options.bare, json_schema_input_type=SecureSums | bool | None)
+    ] = Field(
+        None, description="only sums of updates are seen, by nobody more than that: true, or a map; not if left out"
+    )
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -202,6 +209,8 @@ class Config(JobOptions):
 
         if self.of is not None:
             self._check_of(self.of, context)
+        if wrong := list(secure_options.problems(self)):
+            raise ConfigError(*wrong)
         if self.privacy is not None and (why := self._not_private()):
             raise ConfigError(Problem(("privacy",), why, on_key=True))
 
@@ -263,7 +272,7 @@ class Config(JobOptions):
         return rules.Rules(
             job=self.job,
             rounds=self.rounds,
-            least=clients.least,
+            least=max(clients.least, 1 if self.secure is None else self.secure.least),
             share=clients.share,
             most=clients.most,
             quorum=clients.quorum,
@@ -284,6 +293,7 @@ class Config(JobOptions):
             time=None if self.time is None else self.time / SECOND,
             every=self.every / SECOND,
             keep=self.keep,
+            secure=secure_options.rules(self),
             limits=rules.Limits(norm=self.limits.norm, samples=1 if self.privacy else self.limits.samples),
             **more,
         )
@@ -320,6 +330,10 @@ class FederateSource(Source):
 
         config, context = self._config, self._context
         self._after = position or 0
+        if config.secure is not None:
+            from nodes.privacy.keys import require
+
+            require()
         trainer = kinds.trainer(config.trainer, context)
         rules = config.rules()
         folder = context.state / f"{config.job}.uploads"

@@ -51,6 +51,10 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
                 yield Problem(
                     ("nodes", name, kind, "privacy"), f"it would answer no call of {first[0]!r}: {why}", on_key=True
                 )
+            if said := _unwilling(first, config):
+                yield Problem(("nodes", name, kind, "secure"), said)
+            if kind == "train" and (missing := _cannot_agree(first, config)):
+                yield Problem(("nodes", name, kind), missing, on_key=True)
             if kind not in LEAD:
                 client = getattr(config, "client", None) or name
                 if client in clients:
@@ -128,6 +132,29 @@ def _apart(topology: Topology, first: tuple[str, str, JobOptions], name: str) ->
     if there == here or "://" in there:
         return ""
     return f"its broker is {here!r}, and {first[0]!r}, which has the same job, is at {there!r}; say with 'broker' where they meet"
+
+
+def _unwilling(first: tuple[str, str, JobOptions], config: JobOptions) -> str:
+    """Why a client would never take part; empty: it does."""
+    wants, sums = getattr(config, "secure", None), getattr(first[2], "secure", None)
+    if first[1] != "federate" or not isinstance(wants, int):
+        return ""
+    if sums is None:
+        return (
+            f"it trains for secure sums only, and {first[0]!r}, which leads the job, asks for updates that it can see"
+        )
+    if sums.least < wants:
+        return f"it wants sums of {wants} clients at least, and {first[0]!r} is content with {sums.least}"
+    return ""
+
+
+def _cannot_agree(first: tuple[str, str, JobOptions], config: JobOptions) -> str:
+    """Why a client could not sign who is in a sum; empty: it can, or need not."""
+    sums = getattr(first[2], "secure", None) if first[1] == "federate" else None
+    if sums is None or not sums.agreed:
+        return ""
+    missing = " and ".join(f"{option!r}" for option in ("key", "devices") if getattr(config, option, None) is None)
+    return missing and f"needs {missing}: {first[0]!r} has clients sign who is in a sum ('agreed')"
 
 
 def differ(one: JobOptions, other: JobOptions) -> str:

@@ -60,6 +60,9 @@ def _part(topology: Topology, above: Member, name: str, config: Config, of: Of) 
     if of.broker is None and here != there and "://" not in there:
         said = f"looks for the job above at its broker {here!r}, and {lead!r}, which leads it, is at {there!r}"
         yield Problem((*path, "of"), f"{said}; say with 'broker' where they meet", on_key=True)
+    if getattr(options, "secure", None) is not None:
+        said = f"{lead!r} leads the job above by secure sums, in which a site takes no part"
+        yield Problem((*path, "of"), said, on_key=True)
     strategy = options.strategy  # type: ignore[attr-defined] # federate has one
     if "control" in kinds.strategy(strategy).task():
         said = f"{lead!r} leads the job above by {strategy.name}, which corrects each step of a client, and a site takes none"

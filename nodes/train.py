@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nodes import log, tuning
-from nodes.federated import key_options
+from nodes.federated import key_options, secure_options
 from nodes.federated.options import JobOptions, level
 from nodes.federated.permission import EVERY, When
 from nodes.operator import Context, Flow, Sink
@@ -69,8 +69,17 @@ class Config(JobOptions):
     )
     least: int = Field(1, ge=1, description="examples that must be there before it takes part")
     coordinator: str | None = Field(None, min_length=1, description=key_options.COORDINATOR)
+    devices: str | dict[str, str] | None = Field(None, min_length=1, description=key_options.OTHERS)
     privacy: Insists | None = Field(
         None, description="what this device insists on; a round that asks for less is not answered"
+    )
+    secure: Annotated[
+        int | None, BeforeValidator(secure_options.bare_number, json_schema_input_type=int | bool | None)
+    ] = Field(
+        None,
+        ge=secure_options.LEAST,
+        description="trains only for secure sums, of so many clients at least; true: 3. If left out, also where the"
+        " coordinator sees its update",
     )
     when: When = Field(When.model_validate({}), description="conditions under which it may train; always, if left out")
 
@@ -89,7 +98,9 @@ class Config(JobOptions):
 
     def check(self, context: Context) -> None:
         super().check(context)
-        key_options.check(context, self.key, self.coordinator)
+        key_options.check(context, self.key, self.coordinator, self.devices)
+        if self.devices is not None and self.key is None:
+            raise ConfigError(Problem(("devices",), "needs 'key' too: each device signs its part", on_key=True))
         names = self.names(context)
         if names is not None and len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -179,8 +190,9 @@ class TrainSink(Sink):
             examples,
             self._count,
             compressors=kinds.compressor,
-            trust=key_options.client_trust(config.key, config.coordinator, context),
+            trust=key_options.client_trust(config.key, config.coordinator, context, config.devices),
             least=least,
+            company=config.secure or 0,
         )
         self._party = Party(
             self._client,

@@ -184,7 +184,9 @@ def test_what_a_device_keeps_outlives_its_client(tmp_path: Path) -> None:
         )  # fmt: skip
         data, form = wire.pack_model(model, {}), shapes(model)
         seen = Examples(part.x, part.y)
-        return train(call, "c", data, form, trainer, lambda: seen, lambda _: None, Memory.of(before), 7)
+        done = train(call, "c", data, form, trainer, lambda: seen, lambda _: None, Memory.of(before), 7)
+        assert isinstance(done, Trained)
+        return done
 
     first = made(tmp_path, "personal", trainer=network, layers=["w2", "b2"])
     same, other = (made(tmp_path, "personal", trainer=network, layers=["w2", "b2"]) for _ in range(2))

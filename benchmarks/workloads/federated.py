@@ -18,7 +18,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.contestants import CannotError
-from benchmarks.figures import Comparison, Figure, wanted
+from benchmarks.figures import OURS, Comparison, Figure, wanted
 
 RUNS = 3
 CLIENTS = 10
@@ -34,7 +34,7 @@ WITHIN = 100.0
 _PENSTOCK = [sys.executable, "-m", "nodes.cli.main"]
 
 
-def _topology(folder: Path, layers: list[int], rounds: int, broker: str) -> Path:
+def _topology(folder: Path, layers: list[int], rounds: int, broker: str, secure: str) -> Path:
     rng = np.random.default_rng(1)
     images = rng.integers(0, 255, (8, layers[0]), dtype=np.uint8)
     np.savez(folder / "camera.npz", images=images, labels=np.arange(8))
@@ -47,7 +47,7 @@ def _topology(folder: Path, layers: list[int], rounds: int, broker: str) -> Path
         ]
     lines += [
         f"  lead: {{federate: {{job: bench, {trainer}, rounds: {rounds}, fit: {{epochs: 0}}, "
-        f"clients: {{least: {CLIENTS}, quorum: {CLIENTS}}}, deadline: 30s}}}}",
+        f"clients: {{least: {CLIENTS}, quorum: {CLIENTS}}}, deadline: 30s, secure: {secure}}}}}",
         "  store: {uplink: {sink: sqlite, path: rounds.sqlite}, from: lead}",
     ]
     path = folder / "bench.yaml"
@@ -55,14 +55,17 @@ def _topology(folder: Path, layers: list[int], rounds: int, broker: str) -> Path
     return path
 
 
-def one(layers: list[int], rounds: int, broker: str = "mosquitto") -> tuple[float, float, float]:
+def one(
+    layers: list[int], rounds: int, broker: str = "mosquitto", *, secure: bool = False
+) -> tuple[float, float, float]:
     """Milliseconds a round at the median; MB of the largest client, and of the coordinator, resident.
 
+    :param secure: the coordinator sees the sum only.
     :raises CannotError: the run failed or took too long.
     """
     with tempfile.TemporaryDirectory(prefix="bench-federated-") as name:
         folder = Path(name)
-        path = _topology(folder, layers, rounds, broker)
+        path = _topology(folder, layers, rounds, broker, json.dumps(secure))
         command = [*_PENSTOCK, "run", str(path), "--json", "--fresh"]
         try:
             done = subprocess.run(command, capture_output=True, timeout=WITHIN, check=False)
@@ -87,13 +90,15 @@ def measure() -> list[Figure | Comparison]:
     for name, layers in MODELS.items():
         if not wanted(name):
             continue
-        seen = [one(layers, ROUNDS[name]) for _ in range(RUNS)]
-        times, clients, leads = zip(*seen, strict=True)
+        both = [[one(layers, ROUNDS[name], secure=secure) for secure in (False, True)] for _ in range(RUNS)]
+        times, clients, leads = zip(*(plain for plain, _ in both), strict=True)
+        masked = tuple(secure[0] for _, secure in both)
         own = [one(layers, ROUNDS[name], "embedded")[0] for _ in range(RUNS)]
         size = sum((before + 1) * after for before, after in pairwise(layers)) * 4 / 1e6
         figures += [
             Figure(f"round of {CLIENTS} clients, {name}, mosquitto", "ms", times, MILLISECONDS[name]),
             Figure(f"round of {CLIENTS} clients, {name}, embedded broker", "ms", tuple(own)),
+            Comparison(f"with secure sums, {name}, mosquitto", "ms", {OURS: masked, "in the clear": times}),
             Figure(f"memory of a client, {name}", "MB", clients, MEMORY_OF_CLIENT),
             Figure(f"memory of the coordinator, {name}", "MB", leads, MEMORY_OF_COORDINATOR + 3 * size),
         ]

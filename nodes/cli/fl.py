@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("round", "status", "accuracy", "loss", "clients", "samples", "seconds", "bytes_up", "bytes_down", "why")
 
+_PHASES = {
+    "keys": "agreeing on keys",
+    "shares": "sharing secrets",
+    "masked": "collecting masked updates",
+    "agreeing": "agreeing on who is in the sum",
+    "unmasking": "taking the masks off the sum",
+}
+"""Phases of a round with a secure sum, in words."""
+
 
 class Action(StrEnum):
     """What to do."""
@@ -164,7 +173,7 @@ def _status(job: Job, why: str) -> list[str]:
         asked = f", {call.asked} clients asked" if call.asked else ""
         left = f", {max(0.0, (call.deadline - time.time_ns()) / 1e9):.1f} s left" if call.deadline else ""
         said = f" ({call.why})" if call.why else ""
-        lines.append(f"  {call.phase}{said}, round {call.round}{asked}{left}")
+        lines.append(f"  {_PHASES.get(call.phase, call.phase)}{said}, round {call.round}{asked}{left}")
     else:
         lines.append(f"  nothing is heard of it{f': {why}' if why else ''}")
         if kept := job.kept.get("job"):

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 from nodes.federated import wire
 from nodes.federated.download import Download
 from nodes.federated.identity import Member
-from nodes.federated.local import Compressors, Trained, train
+from nodes.federated.local import Compressors, Shaped, Trained, train
 from nodes.federated.machine import Answer, Machine, Say, Work
 from nodes.federated.post import Post
 from nodes.federated.rules import SECOND, ns
+from nodes.federated.secure_part import SecurePart
 from nodes.federated.trust import CLIENT, ClientTrust
 from nodes.federated.weights import shapes
 from nodes.trainers._trainer import Examples, Trainer
-from schemas.errors import PayloadError
+from schemas.errors import PayloadError, PenstockError
 
 if TYPE_CHECKING:
     from nodes.privacy.least import Least
@@ -42,7 +43,9 @@ class Client(Machine):
     :param inline: bytes of an update that still travels in one message; ``chunk``: of a larger one's pieces.
     :param least: what it insists on before it answers; None: it does as it is asked.
     :param patience: seconds that a client that took part in nothing waits for a new run when it finds the job over.
-    :param trust: the device's key, and the coordinator's.
+    :param trust: the device's key, the coordinator's, and those of the other devices.
+    :param company: it trains only for secure sums of so many clients at least; 0: also for what all can read.
+    :param sums: whether it can take part in secure sums at all.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class Client(Machine):
         inline: int = wire.INLINE,
         chunk: int = wire.CHUNK,
         trust: ClientTrust = CLIENT,
+        company: int = 0,
+        sums: bool = True,
     ) -> None:
         self.identity = Member(job, name, trust)
         self.job, self.name = job, name
@@ -80,6 +85,9 @@ class Client(Machine):
         self._pulse, self._patience = ns(pulse), ns(patience)
         self._model = Download(wire.room(self.wanted))
         self._post = Post(name, inline, chunk, self.identity.say)
+        self._company, self._sums = company, sums
+        size = sum(shape.size for shape in self.wanted)
+        self.secure = SecurePart(job, name, size, trust, max(3, company), self.identity.say)
         self._busy: wire.Call | None = None
         self._began = 0
         self._took = 0.0
@@ -93,7 +101,13 @@ class Client(Machine):
     # -- the contract -----------------------------------------------------------------------------------------------
 
     def filters(self) -> tuple[str, ...]:
-        return ("model", "round", "blob/+", *(f"c/{self.name}/{what}" for what in ("ack", "have", "state")))
+        return (
+            "model",
+            "round",
+            "blob/+",
+            "r/+/+",
+            *(f"c/{self.name}/{what}" for what in ("ack", "have", "state", "inbox")),
+        )
 
     def will(self) -> Say:
         topic = f"c/{self.name}/state"
@@ -109,6 +123,7 @@ class Client(Machine):
         if self._post.open:
             self._say_update(out, now)
         self._present(now, out, always=True)
+        self.secure.resume(kept, now, out)
         return out
 
     def heard(self, topic: str, payload: bytes, now: int) -> Answer:
@@ -131,6 +146,8 @@ class Client(Machine):
                 self._heard_state(payload, now)
             elif topic == f"c/{self.name}/have":
                 self._post.have(payload, now, out)
+            elif topic.startswith("r/") or topic == f"c/{self.name}/inbox":
+                self._heard_part(payload, now, out)
         except PayloadError:
             self.garbage += 1
         return out
@@ -140,11 +157,16 @@ class Client(Machine):
         call, self._busy = self._busy, None
         if call is None or self.outcome:
             return out
-        if call.run == self.run and call.round > self.trained:
+        if name == "fit" and isinstance(result, (Shaped, Trained)):
+            self._took = (now - self._began) / SECOND
+        if call.run != self.run or call.round <= self.trained:
+            pass
+        elif isinstance(result, Shaped):
+            self.secure.trained(call, result)
+        elif not call.secure or not isinstance(result, Trained) or self.secure.masked(call, now, out):
             self.trained = call.round
             self._commit_job(out)
             if isinstance(result, Trained):
-                self._took = (now - self._began) / SECOND
                 self._made(call, result, now, out)
             else:
                 self._give_up(call, f"{type(result).__name__}: {result}"[:200], now, out)
@@ -160,12 +182,13 @@ class Client(Machine):
                 self._say_update(out, now)
             self._model.linked(now)
             self._need(now, out)
+            self.secure.again(now, out)
         return out
 
     def wake(self) -> int | None:
         if self.outcome:
             return None
-        times = [self._said_at + self._pulse, self._again, self._ends, self._post.wake()]
+        times = [self._said_at + self._pulse, self._again, self._ends, self._post.wake(), self.secure.wake()]
         if self._wanting:
             times.append(self._model.wake())
         return min(time for time in times if time is not None)
@@ -182,6 +205,7 @@ class Client(Machine):
         if self._again is not None and now >= self._again:
             self._remind(now, out)
         self._post.chunks(now, out)
+        self.secure.tick(now, out)
         self._need(now, out)
         return out
 
@@ -227,6 +251,7 @@ class Client(Machine):
             self.call, self._skips = None, 0
             self._model.follow(run)
             self._post.forget(out)
+            self.secure.forget(out)
             self._commit_job(out)
         elif epoch > self.epoch:
             self.epoch = epoch  # committed with the next thing that is: an older one is stopped by its own hearing
@@ -251,6 +276,11 @@ class Client(Machine):
         elif self.call is not None and call.round < self.call.round:
             return
         self.call = call
+        if newer and self.secure.anew(call):
+            self.trained = min(self.trained, call.round - 1)
+            self._post.drop(out)
+            self._commit_job(out)
+        self.secure.called(call, now, out, newer=newer)
         if call.phase == wire.OVER:
             self.outcome, out.over = call.why or "over", True
             return
@@ -268,6 +298,13 @@ class Client(Machine):
             self._commit_job(out)
         if self._post.number > call.round:
             self._post.drop(out)
+
+    def _heard_part(self, payload: bytes, now: int, out: Answer) -> None:
+        if why := self.secure.heard(payload, now, out):
+            if self.call is not None:
+                self._give_up(self.call, f"secure sum: {why}"[:200], now, out)
+        else:
+            self._go(now, out)
 
     def _heard_model(self, manifest: wire.Manifest, now: int, out: Answer) -> None:
         if manifest.job != self.job:
@@ -298,12 +335,20 @@ class Client(Machine):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def _asked(self, call: wire.Call | None) -> bool:
-        return call is not None and call.phase == wire.COLLECTING and call.round > self.trained and call.asks(self.name)
+        if call is None or call.round <= self.trained or not call.asks(self.name):
+            return False
+        return self.secure.trains(call) if call.secure else call.phase == wire.COLLECTING and not self._company
 
     def _go(self, now: int, out: Answer) -> None:
         """Begin what is to be begun."""
         call = self.call
-        if self._busy is not None or call is None or not self._asked(call) or self.blocked:
+        if call is None:
+            return
+        if call.secure or self._company:
+            self._join(call, now, out)
+        if self._busy is None and (masking := self.secure.work(call, now)) is not None:
+            self._busy, out.work = call, Work(masking.name, self.identity.closed(call, masking.act))
+        if self._busy is not None or not self._asked(call) or self.blocked:
             return
         if self.count() == 0:
             self._present(now, out)
@@ -325,7 +370,7 @@ class Client(Machine):
             return
         self._again = None
         self._busy, self._began = call, now
-        act = partial(
+        act: Callable[[], Any] = partial(
             train,
             call,
             self.name,
@@ -337,7 +382,29 @@ class Client(Machine):
             self._post.memory,
             now,
         )
-        out.work = Work("fit", self.identity.closed(call, act))
+        out.work = Work("fit", act if call.secure else self.identity.closed(call, act))
+
+    def _join(self, call: wire.Call, now: int, out: Answer) -> None:
+        """Take part in the secure sum that is called, if we may; say so if we will not."""
+        asked = call.asks(self.name) and (not call.open or call.phase == wire.COLLECTING)
+        if call.round <= self.trained or not asked or self.blocked or not self.count():
+            return
+        why = ""
+        if not call.secure:
+            why = "asked for an update that all can read, and trains for secure sums only"
+        elif not self._sums:
+            why = "asked for a secure sum, in which a site takes no part"
+        elif self.secure.joins(call):
+            why = "" if self.least is None else self.least.why_not(call.private, call.fit)
+            try:
+                if not why:
+                    self.secure.join(call, now, out)
+            except PenstockError as error:
+                why = f"secure sum: {error}"[:200]
+        if why:
+            self.trained = call.round
+            self._commit_job(out)
+            self._give_up(call, why, now, out)
 
     def _made(self, call: wire.Call, result: Trained, now: int, out: Answer) -> None:
         if self.call is not None and self.call.round > call.round and not self.call.open:
@@ -349,6 +416,7 @@ class Client(Machine):
 
     def _give_up(self, call: wire.Call, why: str, now: int, out: Answer) -> None:
         """Say that there will be no update, so that nobody waits for it."""
+        self.secure.forget(out)
         self._skips, self._why = call.round, why
         self._present(now, out)
 

@@ -1,14 +1,16 @@
 """The side of a job that leads: calls rounds, takes updates, makes models of them.
 
-Idle → collecting → aggregating → idle, each step committed before anything is said of it. One transaction ends a round (the new
-model, the strategy's state, the updates forgotten) and begins the next, so that a crash falls before both or after both. An
-update is committed before its acknowledgement; a resumed round adds up the same updates in the same order: the same bytes.
+Idle → collecting → aggregating → idle, each step committed before anything is said of it; where only sums are seen there are
+more phases (:mod:`nodes.federated.secure_round`). One transaction ends a round (the new model, the strategy's state, the
+updates forgotten) and begins the next, so that a crash falls before both or after both. An update is committed before its
+acknowledgement; a resumed round adds up the same updates in the same order: the same bytes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,11 +26,13 @@ from nodes.federated.machine import Answer, Machine, Work
 from nodes.federated.past import Order, Ordered, Past, heard
 from nodes.federated.roster import Roster
 from nodes.federated.rounds import AGGREGATING, COLLECTING, Evaluate, Merged, Round, means, merge, row
-from nodes.federated.rules import Rules, ns
+from nodes.federated.rules import Limits, Rules, ns
+from nodes.federated.secure_round import SecureRound, masked_form
 from nodes.federated.trust import COORDINATOR, CoordinatorTrust
 from nodes.federated.uploads import Place
 from nodes.federated.voice import Voice
 from nodes.federated.weights import UnfitError, Weights, digest, shapes
+from nodes.federated.wire import KEYS
 from nodes.strategies._strategy import Strategy
 from schemas.errors import PayloadError
 
@@ -66,17 +70,23 @@ class Coordinator(Machine):
         self.round: Round | None = None
         self.garbage = 0
         """Messages that were none."""
+        if rules.secure is not None:
+            self.quorum = max(self.quorum, rules.secure.least)
         self._voice = Voice(rules, self.wanted, self.quorum, inline, chunk)
         self._voice.private, self._voice.members = strategy.asked(), self.roster.members
         self.identity = self._voice.identity = Leader(rules.job, trust)
-        form = Form(self.wanted, strategy.extras(self.wanted), compressor, strategy.fault)
-        self.desk = Desk(rules, form, self.roster, self._voice, Place() if place is None else place, self.identity)
+        form, at_desk = Form(self.wanted, strategy.extras(self.wanted), compressor, strategy.fault), rules
+        if rules.secure is not None:
+            form, at_desk = masked_form(self.wanted), replace(rules, limits=Limits(math.inf, 1))
+        self.desk = Desk(at_desk, form, self.roster, self._voice, Place() if place is None else place, self.identity)
+        self.secure = SecureRound(rules, self.quorum, self.wanted, self.roster, self.desk, self._voice, trust)
         self.past = Past(rules.keep)
         self._order: Order | None = None
         """To go back, when the work under way has ended."""
         self._idle_since = 0
         self._repeat: int | None = None
         self._silent: frozenset[str] = frozenset()
+        self._lost = ""
 
     @property
     def outcome(self) -> str:
@@ -92,7 +102,7 @@ class Coordinator(Machine):
     # -- the contract -----------------------------------------------------------------------------------------------
 
     def filters(self) -> tuple[str, ...]:
-        return ("round", "order", *(f"c/+/{what}" for what in ("state", "up", "offer", "blob", "need", "ask")))
+        return ("round", "order", *(f"c/+/{what}" for what in ("state", "up", "offer", "blob", "need", "ask", "part")))
 
     def start(self, kept: Mapping[str, Any], now: int) -> Answer:
         out = Answer()
@@ -117,7 +127,7 @@ class Coordinator(Machine):
             self._voice.call(self.job, None, out)
             out.over = True
             return out
-        if self.round is None or self.round.phase == COLLECTING:
+        if self.round is None or not (self._lost or self.round.phase == AGGREGATING):
             self._call(now, out)
         for client, number in sorted(self.desk.taken):
             self._voice.ack(self.job, client, number, wire.TAKEN, out)  # after the call, which makes clients doubt it
@@ -127,6 +137,8 @@ class Coordinator(Machine):
         if self.round is None:
             self._repeat = None
             self._idle(now, out)
+        elif self._lost:
+            self._end(self.round, "aborted", now, out, why=self._lost)
         elif self.round.phase == AGGREGATING:
             self._aggregate(self.round, out)
         else:
@@ -150,6 +162,9 @@ class Coordinator(Machine):
                     self._heard_order(heard(Order, payload), now, out)
                 case ["c", client, "up" | "blob" | "offer" as what]:
                     self._settle(self.desk.heard(client, what, payload, self.job, self.round, now, out), now, out)
+                case ["c", client, "part"]:
+                    self.secure.heard(client, payload, self.round, out)
+                    self._look(now, out)
                 case ["c", client, "state"]:
                     self._heard_state(client, payload, now, out)
                 case ["c", client, "ask"]:
@@ -188,6 +203,8 @@ class Coordinator(Machine):
         times = [self._voice.wake(), self.desk.wake(), self._repeat, self._time_end()]
         if (held := self.round) is None:
             times += [self._begin_at(), self._due + ns(self.rules.wait)]
+        elif held.secure:
+            times += self.secure.wake(held)
         elif held.phase == COLLECTING:
             times.append(held.deadline)
             if held.enough is not None:
@@ -232,6 +249,7 @@ class Coordinator(Machine):
             }
             # the clients could not reach it while it was away
             held.deadline = max(held.deadline, now + ns(self.rules.deadline) // 2)
+            self._lost = self.secure.resume(kept, self.job, held, now)
 
     @property
     def _due(self) -> int:
@@ -243,12 +261,8 @@ class Coordinator(Machine):
 
     def _begin_at(self) -> int | None:
         """When a round may begin with the clients there are; None: not with them."""
-        rules, n = self.rules, len(self.roster.fit)
-        if n >= max(rules.least, self.quorum):
-            return self._due + (0 if self.job.number else ns(rules.gather))
-        if self.job.number and n >= self.quorum:
-            return self._due + ns(rules.grace)
-        return None
+        pause = self.rules.pause(len(self.roster.fit), self.quorum, first=not self.job.number)
+        return None if pause is None else self._due + ns(pause)
 
     def _idle(self, now: int, out: Answer) -> None:
         at = self._begin_at()
@@ -261,12 +275,9 @@ class Coordinator(Machine):
         rules, job = self.rules, self.job
         number = job.call(rules.stale)
         size = rules.asks(len(self.roster.fit), self.quorum)
-        asked: list[str] = []
-        if rules.buffer is None:
-            asked = self.roster.choose(size, rules.seed, number, without=self._silent)
-            if len(asked) < size:  # those who kept silent in the round before have another chance
-                asked = self.roster.choose(size, rules.seed, number)
+        asked = self.roster.cohort(size, rules.seed, number, self._silent) if rules.buffer is None else []
         self.round = Round(number, job.digest, now, now + ns(rules.deadline), size, asked, waiting=set(asked))
+        self.secure.begin(job, self.round, now)
         out.commit.update(job=job.kept(), round=self.round.kept())
         self._call(now, out)
         self._look(now, out)  # asynchronously there may be enough in the buffer
@@ -274,7 +285,9 @@ class Coordinator(Machine):
     def _call(self, now: int, out: Answer) -> None:
         """Say what is asked; and again after a while, if somebody has not answered."""
         self._voice.call(self.job, self.round, out)
-        self._repeat = now + ns(max(0.5, min(self.rules.repeat, self.rules.deadline / 4)))
+        if self.round is not None and self.round.secure:
+            self.secure.call(self.round, out)
+        self._repeat = now + ns(self.rules.again())
 
     # -- what is heard ----------------------------------------------------------------------------------------------
 
@@ -297,17 +310,18 @@ class Coordinator(Machine):
         if held is None:
             self._idle(now, out)
             return
-        if held.phase == COLLECTING and self.rules.buffer is None:
-            if not self.roster.able(client, held.number):
-                held.waiting.discard(client)
-            elif client in held.asked and (client, held.number) not in self.desk.taken and client not in held.refused:
-                held.waiting.add(client)
-            self._fill(held, now, out)
+        if held.secure:
+            self.secure.seen(client, held)
+        elif held.phase == COLLECTING and self.rules.buffer is None:
+            held.seen(client, able=self.roster.able(client, held.number), taken=self.desk.taken)
+        self._fill(held, now, out)
         self._look(now, out)
 
     def _fill(self, held: Round, now: int, out: Answer) -> None:
-        """Others for the places of those that will not answer."""
-        here = len(held.waiting) + len(self.desk.taken)
+        """Others for the places of those that will not answer, where somebody can still come in."""
+        if self.rules.buffer is not None or held.phase != (KEYS if held.secure else COLLECTING):
+            return
+        here = len(held.waiting) + (self.secure.keys if held.secure else len(self.desk.taken))
         if here >= held.size or len(held.asked) >= len(self.roster.members):
             return
         more = self.roster.choose(held.size - here, self.rules.seed, held.number, without=held.asked)
@@ -340,8 +354,7 @@ class Coordinator(Machine):
             if reason in UNPROVEN:  # anybody may have said it in this client's name
                 return
             held.waiting.discard(client)
-            if self.rules.buffer is None:
-                self._fill(held, now, out)
+            self._fill(held, now, out)
         self._look(now, out)
 
     def _heard_ask(self, client: str, ask: wire.Ask, now: int, out: Answer) -> None:
@@ -394,19 +407,48 @@ class Coordinator(Machine):
     def _look(self, now: int, out: Answer) -> None:
         """Close or abort the round if it is time."""
         held = self.round
-        if held is None or held.phase != COLLECTING:
+        if held is None:
+            return
+        if held.secure:
+            self._look_secure(held, now, out)
+            return
+        if held.phase != COLLECTING:
             return
         match held.verdict(len(self.desk.taken), self.quorum, self.rules, len(self.roster.fit), now):
             case "close":
-                held.phase, held.counted = AGGREGATING, sorted(self.desk.taken)
-                self._silent, self._repeat = frozenset(held.waiting), None
-                out.commit["round"] = held.kept()
-                self._aggregate(held, out)
+                held.counted = sorted(self.desk.taken)
+                self._close(held, out)
             case "abort":
                 self._silent = frozenset(held.waiting)
                 self._end(held, "aborted", now, out, why="below quorum")
 
+    def _look_secure(self, held: Round, now: int, out: Answer) -> None:
+        """Likewise, and the next of its phases."""
+        while held.phase != AGGREGATING:
+            match self.secure.look(held, now, out):
+                case "wait":
+                    return
+                case "next":
+                    out.commit["round"] = held.kept()
+                    out.hard = True  # who heard of one roster, or of one list, goes by no other
+                    self._call(now, out)
+                case "close":
+                    self._close(held, out)
+                case why:
+                    self._silent = frozenset(held.waiting)
+                    self._end(held, "aborted", now, out, why=why)
+                    return
+
+    def _close(self, held: Round, out: Answer) -> None:
+        held.phase = AGGREGATING
+        self._silent, self._repeat = frozenset(held.waiting), None
+        out.commit["round"] = held.kept()
+        self._aggregate(held, out)
+
     def _aggregate(self, held: Round, out: Answer) -> None:
+        if held.secure:
+            out.work = Work("aggregate", self.secure.merge(self.strategy, self.job.model, held, self.evaluate))
+            return
         taken = self.desk.chosen(held.counted, self.job)
         desk, model = self.desk, self.job.model
         act = partial(merge, self.strategy, model, taken, desk.form, desk.recall, self.evaluate, held.size)
@@ -431,7 +473,8 @@ class Coordinator(Machine):
             return
         self.job.advance(merged, held.number, watched, rules)
         self._voice.task = merged.task
-        self._end(held, "committed", now, out, metrics, over=merged.over, answers=merged.answers)
+        said = {"answers": merged.answers, "samples": merged.samples}
+        self._end(held, "committed", now, out, metrics, over=merged.over, more=said)
 
     def _end(
         self,
@@ -443,7 +486,7 @@ class Coordinator(Machine):
         *,
         why: str = "",
         over: str = "",
-        answers: Mapping[str, Any] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         """The round is over, whatever became of it; begin the next if one can begin."""
         job, committed = self.job, status == "committed"
@@ -454,11 +497,13 @@ class Coordinator(Machine):
         else:
             job.fail(held.number)
         ended = row(held, status, why, job.version, metrics or {}, used, len(self.roster.fit), now)
-        ended.update(bytes_up=self.desk.up, bytes_down=self._voice.down, **({"answers": answers} if answers else {}))
+        ended.update(bytes_up=self.desk.up, bytes_down=self._voice.down)
+        ended.update({name: value for name, value in (more or {}).items() if value})
         self.desk.up = self._voice.down = 0
         out.rows.append(ended)
         out.commit.update(row=ended, round=None)
         self.desk.forget(held.counted if self.rules.buffer is not None else None, out)
+        self.secure.forget(out)
         self.round, self._repeat, self._idle_since = None, None, now
         if committed:
             self._voice.model(job, now, out)
@@ -477,6 +522,7 @@ class Coordinator(Machine):
 
     def _over(self, reason: str, out: Answer) -> None:
         self.job.outcome, self.round = reason, None
+        self.secure.forget(out)
         out.commit.update(job=self.job.kept(), round=None)
         self._voice.call(self.job, None, out)
         out.over = True

@@ -113,7 +113,8 @@ class Desk:
             if (settled := self._known(client, number, job, held, out)) is not None:
                 return settled
             self._admit(client, number, job, held)
-            examine(update, job.bases[number][0], self.form, self.rules.limits, job.largest)
+            base = held.token if held is not None and held.secure else job.bases[number][0]
+            examine(update, base, self.form, self.rules.limits, job.largest)
         except RefusedError as error:
             return self._refuse(client, number, error, payload, job, now, out)
         self.taken[client, number] = self._lean(update)
@@ -172,7 +173,7 @@ class Desk:
             raise RefusedError("future", f"round {number}, the last one called is {job.number}")
         if client not in self.roster.members:
             raise RefusedError("unknown-client", f"nobody of the name {client[:64]!r} has joined")
-        if self.rules.buffer is None and (held is None or client not in held.asked):
+        if self.rules.buffer is None and (held is None or not held.may_send(client)):
             raise RefusedError("not-asked", f"{client} is not asked in round {number}")
 
     def _refuse(

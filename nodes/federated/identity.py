@@ -27,9 +27,9 @@ UNPROVEN = frozenset({"unsigned", "unsealed", "signature"})
 """Reasons why an update is not known to be its client's: they say nothing against that client, in whose name anybody may have
 spoken, and nothing about the update that it did send."""
 
-_OURS = frozenset({"round", "model", "ack", "have"})
+_OURS = frozenset({"round", "model", "ack", "have", "inbox", "roster", "survivors", "agreements"})
 """Last levels of topics on which a coordinator's word has to be signed."""
-_THEIRS = frozenset({"state", "offer", "ask"})
+_THEIRS = frozenset({"state", "offer", "ask", "part"})
 """Last levels of topics on which a client's word has to be signed."""
 _TOLD = 20
 """Different things that are told, at most: names are others' choice."""

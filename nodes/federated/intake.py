@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -126,7 +127,7 @@ def examine(update: Taken, base: str, form: Form, limits: Limits, largest: float
     if not same_form(update.extra, form.extras):
         raise RefusedError("extra", "its further arrays are not those that the strategy wants, or not finite")
     most = largest if limits.norm is None else limits.norm
-    if not (size := norm(delta)) <= most:
+    if most < math.inf and not (size := norm(delta)) <= most:
         raise RefusedError("norm", f"the norm of its delta is {size:.3g}, at most {most:.3g}")
 
 

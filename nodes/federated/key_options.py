@@ -21,6 +21,11 @@ DEVICES = (
     " Everybody may if left out"
 )
 
+OTHERS = (
+    "public keys of all clients, its own too, for secure sums: their parts count only if their devices signed them. Written as"
+    " in federate; if left out, the coordinator is believed about them"
+)
+
 
 def _bare(value: Any) -> Any:
     written = value.values() if isinstance(value, dict) else [value]
@@ -104,13 +109,18 @@ def known(devices: str | dict[str, str], context: Context) -> dict[str, bytes]:
     return keyring.named(devices) if isinstance(devices, dict) else keyring.read_devices(context.path(devices))
 
 
-def client_trust(key: Secret | None, coordinator: str | None, context: Context) -> ClientTrust:
+def client_trust(
+    key: Secret | None,
+    coordinator: str | None,
+    context: Context,
+    devices: str | dict[str, str] | None = None,
+) -> ClientTrust:
     """As a client or a follower takes it.
 
     :raises ConfigError: a key is not where it should be.
     :raises MissingError: there are keys, and the library that computes with them is not installed.
     """
-    if key is None and coordinator is None:
+    if key is None and coordinator is None and devices is None:
         return ClientTrust()
     from nodes.privacy.keys import Signer, require
 
@@ -118,6 +128,7 @@ def client_trust(key: Secret | None, coordinator: str | None, context: Context) 
     return ClientTrust(
         None if key is None else Signer(private(key, context)),
         None if coordinator is None else public(coordinator, context),
+        None if devices is None else known(devices, context),
     )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
-from nodes.federated.weights import Shape, UnfitError, Weights, digest, fit, minus, plus, taken_from
+from nodes.federated.weights import Shape, UnfitError, Weights, digest, fit, flat, minus, plus, taken_from
 from nodes.trainers._trainer import Examples, Fit, Trainer
 from schemas.errors import ConfigError, PenstockError
+from schemas.messages import Array
 
 Compressors = Callable[[Any], Compressor | None]
 """Makes the compressor that a call names; None of None."""
@@ -64,6 +65,20 @@ class Trained:
     samples: int
 
 
+@dataclass(frozen=True, slots=True)
+class Shaped:
+    """What came of it where only sums are seen: it leaves the device masked, and not before.
+
+    :param values: all numbers of the delta, float64.
+    :param base: digest of the model that it began with.
+    """
+
+    values: Array
+    memory: Memory
+    samples: int
+    base: str
+
+
 def split_task(task: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of :class:`Fit` in a call; ``control`` and ``alike`` (each client
     counts the same, whatever rows it has) are about this file.
@@ -85,7 +100,7 @@ def train(
     compressors: Compressors,
     memory: Memory,
     time: int,
-) -> Trained:
+) -> Trained | Shaped:
     """Train one round.
 
     :param data: the bytes of the model that the call names.
@@ -96,6 +111,8 @@ def train(
     :raises NothingToLearnError: there are no examples.
     """
     plan = split_task(call.fit)
+    if call.secure and (call.compress is not None or call.evaluate or "control" in call.fit):
+        raise ConfigError("the round asks for a secure sum, and for what cannot be masked beside it")
     model, shared = wire.unpack_model(data, wanted)
     if digest(model) != call.base:
         raise UnfitError("base", "the model that came is not the one that the round begins with")
@@ -121,7 +138,9 @@ def train(
         extra = control.change(delta, shared, done.steps, float(plan.get("rate", DEFAULT.rate)))
         ours = control.adopted(memory.control, extra)
     if call.private:  # nothing else is told
-        delta, metrics = _hidden(delta, call.private), {}
+        delta, metrics = _hidden(delta, call.private, call.secure), {}
+    if call.secure:
+        return Shaped(flat(delta), Memory({}, ours, trainer.own()), len(known), call.base)
     packed, residual = _pack(delta, memory.residual, compressors(call.compress), wanted, seed)
     payload = wire.pack_update(
         call.job,
@@ -138,12 +157,15 @@ def train(
     return Trained(payload, Memory(residual, ours, trainer.own()), len(known))
 
 
-def _hidden(delta: Weights, private: Mapping[str, Any]) -> Weights:
-    """The delta as it may leave: with noise of our own, where that is asked; the coordinator's is added there.
+def _hidden(delta: Weights, private: Mapping[str, Any], secure: Mapping[str, Any]) -> Weights:
+    """The delta as it may leave: with noise of our own, where that is asked; the coordinator's is added there, and it is
+    shortened there unless only its sum with others is seen.
 
     :raises ConfigError: this version does not know what is asked, and would send more than it may.
     """
     match private.get("where"):
+        case "central" if secure:
+            return _short(delta, private, secure)
         case "central":
             return delta
         case "local":
@@ -158,6 +180,25 @@ def _hidden(delta: Weights, private: Mapping[str, Any]) -> Weights:
             return local(delta, clip=clip, noise=noise, chance=Chance(), by_tensor=by_tensor)
         case other:
             raise ConfigError(f"the round asks for privacy {str(other)[:32]!r}, which this version does not know")
+
+
+def _short(delta: Weights, private: Mapping[str, Any], secure: Mapping[str, Any]) -> Weights:
+    """The delta, no longer than the round's noise is made for, also after it was rounded for the sum.
+
+    :raises ConfigError: it is not said, or rounding alone is as long.
+    """
+    from nodes.privacy.dp import clipped
+    from nodes.privacy.fixed_point import FixedPoint
+
+    try:
+        most, by_tensor = float(private["clip"]), bool(private["by_tensor"])
+        step = FixedPoint(int(secure["clients"]), float(secure["clip"]), int(secure["most"])).step
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError("the round asks for short updates, and does not say how short") from None
+    rounding = step / 2 * math.sqrt(sum(array.size for array in delta.values()))
+    if not 0 < rounding < most / 2 < math.inf:
+        raise ConfigError(f"the round asks for updates of {most:g}, and rounds them by up to {rounding:g}")
+    return clipped(delta, most - rounding, by_tensor=by_tensor)
 
 
 def _pack(

@@ -46,6 +46,7 @@ class Answer:
     :param rows: for the coordinator's output stream: one row of plain numbers and texts for each round that ended.
     :param over: the machine's job is done; nothing more will come of it.
     :param tell: for the log: what a person should know, in plain words.
+    :param hard: the commit is to survive a power cut too.
     """
 
     commit: dict[str, Any] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Answer:
     rows: list[dict[str, Any]] = field(default_factory=list)
     over: bool = False
     tell: list[str] = field(default_factory=list)
+    hard: bool = False
 
 
 class Machine(ABC):

@@ -213,6 +213,7 @@ class Party:
         for answer in answers:
             values.update(answer.commit)
             rows += [{"time": time.time_ns(), **row} for row in answer.rows]
+            hard = hard or answer.hard
         if values or rows or hard:
             await self._commit(values, rows, hard=hard)
         if rows:

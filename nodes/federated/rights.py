@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from schemas.errors import ConfigError
 
 MODEL = ("model", "blob/+")
-SAID_BY_CLIENTS = ("state", "up", "offer", "blob", "need", "ask")
-HEARD_BY_CLIENTS = ("ack", "have", "state")
+SAID_BY_CLIENTS = ("state", "up", "offer", "blob", "need", "ask", "part")
+HEARD_BY_CLIENTS = ("ack", "have", "state", "inbox")
+SUMS = "r/+/+"
+"""What the coordinator says of a secure sum to all who are in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,14 @@ def client(name: str) -> tuple[Sequence[str], Sequence[str]]:
     return [f"c/{name}/{what}" for what in SAID_BY_CLIENTS], [
         "round",
         *MODEL,
+        SUMS,
         *(f"c/{name}/{what}" for what in HEARD_BY_CLIENTS),
     ]
 
 
 def coordinator() -> tuple[Sequence[str], Sequence[str]]:
     """Likewise of the coordinator."""
-    return ["round", "ordered", *MODEL, "c/+/ack", "c/+/have"], [
+    return ["round", "ordered", *MODEL, SUMS, "c/+/ack", "c/+/have", "c/+/inbox"], [
         "round",
         "order",
         *(f"c/+/{what}" for what in SAID_BY_CLIENTS),

@@ -56,3 +56,11 @@ class Roster:
             return from_them
         drawn = np.random.default_rng([seed, number, len(from_them)]).choice(len(from_them), n, replace=False)
         return sorted(from_them[i] for i in drawn)
+
+    def cohort(self, n: int, seed: int, number: int, silent: Iterable[str]) -> list[str]:
+        """``n`` clients for a new round, if there are so many.
+
+        :param silent: those who kept silent in the round before: they have another chance if there are not enough others.
+        """
+        asked = self.choose(n, seed, number, without=silent)
+        return asked if len(asked) >= n else self.choose(n, seed, number)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nodes.federated.intake import Form, Recall, Taken, client_updates
 from nodes.federated.rules import SECOND, Rules, ns
-from nodes.federated.weights import Weights, digest, fit
+from nodes.federated.weights import Shape, Weights, digest, fit
 from nodes.federated.wire import pack_model
-from nodes.strategies._strategy import Strategy
+from nodes.strategies._strategy import ClientUpdate, Strategy
 
 COLLECTING, AGGREGATING = "collecting", "aggregating"
+"""Phases of a round; one with a secure sum has those of :mod:`nodes.federated.secure_round` too."""
 
 Evaluate = Callable[[Weights], Mapping[str, float]]
 """Metrics of a model on held-out examples."""
@@ -32,6 +33,9 @@ class Round:
     :param stale: updates that came too late, while it was open.
     :param counted: (client, round) of the updates that are being added up.
     :param enough: when there was a quorum, ns; None: not yet.
+    :param secure: the terms of its secure sum, as they are in the call; empty: it has none.
+    :param token: stands for these terms.
+    :param boxed: whose masked numbers may come.
     """
 
     number: int
@@ -46,9 +50,24 @@ class Round:
     stale: int = 0
     counted: list[tuple[str, int]] = field(default_factory=list)
     enough: int | None = None
+    secure: dict[str, Any] = field(default_factory=dict)
+    token: str = ""
+    boxed: list[str] = field(default_factory=list)
+
+    def may_send(self, client: str) -> bool:
+        """Whether an update of that client's is wanted."""
+        return client in (self.boxed if self.secure else self.asked)
+
+    def seen(self, client: str, *, able: bool, taken: Container[tuple[str, int]]) -> None:
+        """A client said how it is: wait for it, or not."""
+        if not able:
+            self.waiting.discard(client)
+        elif client in self.asked and (client, self.number) not in taken and client not in self.refused:
+            self.waiting.add(client)
 
     def kept(self) -> dict[str, Any]:
         """What of it is committed."""
+        secure = {"secure": self.secure, "token": self.token, "boxed": self.boxed} if self.secure else {}
         return {
             "number": self.number,
             "base": self.base,
@@ -58,6 +77,7 @@ class Round:
             "asked": self.asked,
             "phase": self.phase,
             "counted": [list(pair) for pair in self.counted],
+            **secure,
         }
 
     @classmethod
@@ -96,6 +116,7 @@ class Merged:
     :param state: the strategy's snapshot; ``task`` is what it asks of the clients from now on.
     :param over: why the strategy makes no further round; empty: it does.
     :param answers: what it found out beside the model, for the round's row.
+    :param samples: of all updates together, where they do not say it themselves.
     """
 
     weights: Weights
@@ -107,6 +128,7 @@ class Merged:
     metrics: dict[str, float]
     over: str = ""
     answers: dict[str, list[float]] = field(default_factory=dict)
+    samples: int | None = None
 
 
 def merge(
@@ -125,9 +147,21 @@ def merge(
     :raises UnfitError: what came out is no model.
     """
     updates = client_updates(taken, form, recall, one_by_one=strategy.sums)
+    return made(strategy, model, updates, form.wanted, evaluate, places)
+
+
+def made(
+    strategy: Strategy,
+    model: Weights,
+    updates: Sequence[ClientUpdate],
+    wanted: tuple[Shape, ...],
+    evaluate: Evaluate | None,
+    places: int,
+) -> Merged:
+    """What the strategy makes of the updates, evaluated; parameters and errors as of :func:`merge`."""
     strategy.places = places
     new = strategy.aggregate(model, updates)
-    fit(new, form.wanted)
+    fit(new, wanted)
     shared = strategy.shared()
     metrics = {} if evaluate is None else {name: float(value) for name, value in evaluate(new).items()}
     metrics |= strategy.told()

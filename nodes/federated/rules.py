@@ -32,6 +32,22 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Secure:
+    """How the rounds' secure sums are made; see :class:`nodes.privacy.secure_sum.Terms`.
+
+    :param clip: largest absolute value of one number of an update.
+    :param equal: each client counts the same, whatever it was trained on.
+    """
+
+    clip: float = 8.0
+    threshold: float = 2 / 3
+    least: int = 3
+    degree: int = 0
+    agreed: bool = False
+    equal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """One job. All durations are in seconds.
 
@@ -60,6 +76,7 @@ class Rules:
     :param keep: older models that are kept to go back to.
     :param every: rounds begin at multiples of it since the epoch, one after an aborted one at once; 0: as soon as they can.
     :param repeat: the call is said again at least so often while somebody has not answered.
+    :param secure: only sums of updates are seen; None: each update is.
     """
 
     job: str
@@ -88,11 +105,22 @@ class Rules:
     every: float = 0.0
     keep: int = 3
     limits: Limits = Limits()
+    secure: Secure | None = None
 
     def asks(self, here: int, quorum: int) -> int:
         """How many of so many clients are asked."""
         wanted = max(quorum, math.ceil(self.share * here - 1e-9))
         return min(here, wanted if self.most is None else min(wanted, max(self.most, quorum)))
+
+    def pause(self, here: int, quorum: int, *, first: bool) -> float | None:
+        """Seconds until a round may begin with so many clients; None: not with them."""
+        if here >= max(self.least, quorum):
+            return self.gather if first else 0.0
+        return self.grace if here >= quorum and not first else None
+
+    def again(self) -> float:
+        """Seconds after which a call is said again."""
+        return max(0.5, min(self.repeat, self.deadline / 4))
 
     def better(self, one: float, other: float) -> float:
         """By how much ``one`` is better than ``other`` as the metric watched."""

@@ -183,6 +183,8 @@ def _took(s: Scenario, world: World, name: str, seconds: float, rng: np.random.G
     """How long a client trains; sometimes it dies over it."""
 
     def took(machine: Machine, work: str) -> float:
+        if work != "fit":
+            return 0.0
         if s.dropout and rng.random() < s.dropout:
             peer: Peer = world.peers[name]
             at = seconds * float(rng.random())

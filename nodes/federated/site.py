@@ -338,7 +338,7 @@ def client(job: str, name: str, compressors: Compressors, **options: Any) -> Cal
     """Makes the half above, for :class:`Site`."""
 
     def make(trainer: Trainer, examples: Callable[[], Examples], count: Callable[[], int]) -> Client:
-        return Client(job, name, trainer, examples, count, compressors=compressors, **options)
+        return Client(job, name, trainer, examples, count, compressors=compressors, sums=False, **options)
 
     return make
 

@@ -11,7 +11,7 @@ from nodes.federated.cohort import NAMED, Crowd
 from nodes.federated.identity import Leader
 from nodes.federated.job import Job
 from nodes.federated.machine import Answer, Say
-from nodes.federated.rounds import Round
+from nodes.federated.rounds import COLLECTING, Round
 from nodes.federated.rules import SECOND, Rules
 from nodes.federated.weights import Shape
 
@@ -19,6 +19,13 @@ ASIDE = SECOND // 2
 """A model that somebody lacks is said again at most so often, in ns."""
 PUSH = 32
 """Chunks of a model that are sent unasked; the rest when somebody asks, as fast as he takes it."""
+
+
+def said(held: Round) -> str:
+    """The phase as it is called; see :data:`nodes.federated.wire.MASKED`."""
+    if not held.secure:
+        return wire.COLLECTING
+    return wire.MASKED if held.phase == COLLECTING else held.phase
 
 
 class Voice:
@@ -70,7 +77,7 @@ class Voice:
             run=job.run,
             epoch=job.epoch,
             round=job.number,
-            phase=wire.OVER if job.outcome else wire.IDLE if held is None else wire.COLLECTING,
+            phase=wire.OVER if job.outcome else wire.IDLE if held is None else said(held),
             base=job.digest if held is None else held.base,
             deadline=0 if held is None else held.deadline,
             quorum=self.quorum,
@@ -80,6 +87,7 @@ class Voice:
             fit={**rules.fit, **self.task, "seed": rules.seed},
             compress=rules.compress,
             evaluate=rules.evaluate,
+            secure={} if held is None else held.secure,
             private=self.private,
             aborted=tuple(job.aborted),
             why=job.outcome,

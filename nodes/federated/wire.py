@@ -34,8 +34,15 @@ small update."""
 EXTRA = "extra/"
 """Stands before the names of an update's further arrays; no model's array may have such a name."""
 
-IDLE, COLLECTING, UNMASKING, OVER = "idle", "collecting", "unmasking", "over"
+IDLE, COLLECTING, OVER = "idle", "collecting", "over"
 """Phases as clients see them. The others (aggregating, committed, aborted) are nobody's business but the coordinator's."""
+
+KEYS, SHARES, MASKED, AGREEING, UNMASKING = "keys", "shares", "masked", "agreeing", "unmasking"
+"""Phases of a round with a secure sum. ``masked`` stands where others are collecting: who does not know secure sums must not
+take it for that, and send an update that anybody can read."""
+
+MASKED_NUMBERS = "masked"
+"""The one array of an update to a secure sum."""
 
 TAKEN, STALE, REFUSED = "taken", "stale", "refused"
 """Answers to an update. ``taken``: it is on the coordinator's disk. ``stale``: too late, nobody's fault."""
@@ -72,6 +79,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", ta
     :param fit: fields of :class:`nodes.trainers._trainer.Fit`, with what the strategy adds; its ``seed`` is the job's.
     :param compress: what the clients' compressor is made of; None: none.
     :param evaluate: report metrics of the model received on own data.
+    :param secure: terms of the round's secure sum (:class:`nodes.privacy.secure_sum.Terms`) but job and round; empty: none.
     :param private: what is done to an update before it leaves, and that nothing else is told; empty: nothing.
     :param aborted: the last rounds that came to nothing: updates for them were not used.
     :param why: with phase ``over``: what ended the job.
@@ -195,6 +203,22 @@ class Sealed(msgspec.Struct, frozen=True, tag_field="type", tag="fl-sealed/1", g
     box: bytes
 
 
+class Part(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="fl-part/1"):
+    """One step of a secure sum. Of a client, on ``c/<client>/part``: ``key``, ``share``, ``agree``, ``reveal``, or ``ask`` for
+    what is due. Of the coordinator, on ``r/<round>/<what>`` for all or on ``c/<client>/inbox``: ``roster``, ``inbox``,
+    ``survivors``, ``agreements``, or ``out``, with the reason.
+
+    :param epoch: of the terms: tells two attempts at one round apart.
+    :param body: what the parties of the sum say to each other (:mod:`nodes.privacy.secure_terms`).
+    """
+
+    run: int
+    epoch: int
+    round: int
+    what: str
+    body: bytes = b""
+
+
 class ModelBody(msgspec.Struct):
     """The bytes of a model: its arrays, and those that the strategy shares with the clients."""
 
@@ -205,12 +229,12 @@ class ModelBody(msgspec.Struct):
 _encoder = msgspec.msgpack.Encoder()
 _DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
     kind: msgspec.msgpack.Decoder(kind)
-    for kind in (Presence, Call, Manifest, Ack, Ask, Parcel, Signed, Sealed, ModelBody)
+    for kind in (Presence, Call, Manifest, Ack, Ask, Parcel, Part, Signed, Sealed, ModelBody)
 }
-T = TypeVar("T", Presence, Call, Manifest, Ack, Ask, Parcel, Signed, Sealed, ModelBody)
+T = TypeVar("T", Presence, Call, Manifest, Ack, Ask, Parcel, Part, Signed, Sealed, ModelBody)
 
 
-def say(message: Presence | Call | Manifest | Ack | Ask | Parcel | Signed | Sealed) -> bytes:
+def say(message: Presence | Call | Manifest | Ack | Ask | Parcel | Part | Signed | Sealed) -> bytes:
     """The message as it travels."""
     return _encoder.encode(message)
 

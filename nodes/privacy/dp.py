@@ -128,13 +128,16 @@ def central(
 
     Every client counts the same. The divisor is how many were expected, not how many came: that is told by nobody's presence.
 
-    :param updates: at least one.
+    :param updates: at least one. One of several clients, from a secure sum, is taken as it is: each has shortened its own.
     :param noise: of standard deviation in parts of clip.
     :param expected: clients · chance of each to be drawn.
     """
     total: Weights = {}
     for update in updates:
-        for name, array in clipped(update.delta, clip, by_tensor=by_tensor).items():
+        many = update.clients > 1
+        own = update.delta if many else clipped(update.delta, clip, by_tensor=by_tensor)
+        for name, array in own.items():
+            array = array * update.clients if many else array
             total[name] = total[name] + array if name in total else array
     mean = {name: array / expected for name, array in noised(total, noise * clip, chance).items()}
     return ClientUpdate("all", mean, max(round(expected), 1))

@@ -53,7 +53,7 @@ class Private(Strategy):
                 updates,
                 clip=self.privacy.clip,
                 noise=self.noise,
-                expected=max(self.places, len(updates)),
+                expected=max(self.places, sum(update.clients for update in updates)),
                 chance=self._chance,
                 by_tensor=by_tensor,
             )
@@ -62,14 +62,8 @@ class Private(Strategy):
 
     def asked(self) -> dict[str, Any]:
         """What each client is to do to its update before it leaves: nothing that is not in it tells more than the update."""
-        if self.privacy.where == "central":
-            return {"where": "central"}
-        return {
-            "where": "local",
-            "clip": self.privacy.clip,
-            "noise": self.noise,
-            "by_tensor": self.privacy.clipping == "tensor",
-        }
+        said = {"where": self.privacy.where, "clip": self.privacy.clip, "by_tensor": self.privacy.clipping == "tensor"}
+        return said if self.privacy.where == "central" else {**said, "noise": self.noise}
 
     def over(self) -> str:
         return "" if self._accountant.allows(self.noise) else "budget"

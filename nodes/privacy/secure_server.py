@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations, islice
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -72,13 +73,14 @@ class Server:
         self._context = terms.context
         self._state = msgspec.msgpack.decode(kept, type=_ServerState) if kept else _ServerState()
         self._sum = np.zeros(terms.size + 1, np.uint32)
-        if self._state.sum:
+        self._added = bool(self._state.sum)
+        if self._added:
             self._sum[:] = np.frombuffer(self._state.sum, "<u4")
         self._graph = Graph(self._state.roster, terms.degree) if self._state.roster else None
 
     def snapshot(self) -> bytes:
         """All it must remember; no secret of a client is in it before the shares are revealed."""
-        self._state.sum = self._sum.astype("<u4", copy=False).tobytes()
+        self._state.sum = self._sum.astype("<u4", copy=False).tobytes() if self._added else b""
         return msgspec.msgpack.encode(self._state)
 
     @property
@@ -97,6 +99,19 @@ class Server:
         if state.boxed:
             return [name for name in state.boxed if name not in state.arrived]
         return [name for name in self._names() if name not in state.shares]
+
+    @property
+    def needed(self) -> int:
+        """Clients of the roster without which no later phase can be closed."""
+        return max(self.terms.least, self.terms.needed(len(self._names())))
+
+    def count(self, phase: Literal["keys", "shares", "agreed", "reveals"]) -> int:
+        """How many have taken that step."""
+        return len(getattr(self._state, phase))
+
+    def has_key(self, client: str) -> bool:
+        """Whether that client's keys have come."""
+        return client in self._state.keys
 
     def key(self, payload: bytes) -> str:
         """A client's keys; answers who it is.
@@ -174,13 +189,14 @@ class Server:
         if not state.boxed:
             self._enough(len(state.shares), "shared their secrets")
             state.boxed = sorted(state.shares)
+        return {name: self.inbox(name) for name in state.boxed}
+
+    def inbox(self, client: str) -> bytes:
+        """One of :meth:`inboxes`, after them."""
+        state = self._state
         assert state.roster is not None  # noqa: S101 - somebody has shared
-        digest = state.roster.digest
-        out = {}
-        for name in state.boxed:
-            boxes = {peer: state.shares[peer].boxes[name] for peer in self._peers(name)}
-            out[name] = say(Inbox(name, digest, boxes), self._signer)
-        return out
+        boxes = {peer: state.shares[peer].boxes[client] for peer in self._peers(client)}
+        return say(Inbox(client, state.roster.digest, boxes), self._signer)
 
     def _peers(self, name: str) -> list[str]:
         """With whom a client has masks in common."""
@@ -188,9 +204,8 @@ class Server:
         return [peer for peer in self._holders(name) if peer != name and peer in boxed]
 
     def _enough(self, count: int, what: str) -> None:
-        least = max(self.terms.least, self.terms.needed(len(self._names())))
-        if count < least:
-            raise SecureSumError("few", f"{count} of {len(self._names())} clients {what}; {least} are needed")
+        if count < self.needed:
+            raise SecureSumError("few", f"{count} of {len(self._names())} clients {what}; {self.needed} are needed")
 
     def masked(self, client: str, vector: Array) -> None:
         """A client's masked numbers, added up at once: only the sum is kept. A repeat is not looked at.
@@ -198,17 +213,27 @@ class Server:
         :param vector: uint32 [terms.size + 1].
         :raises SecureSumError: ``unknown``, ``garbled``, ``late``.
         """
+        if vector.dtype.kind != "u" or vector.dtype.itemsize != 4 or vector.shape != self._sum.shape:
+            raise SecureSumError("garbled", f"{client} sent {vector.dtype.name}{list(vector.shape)}")
+        if self.came(client):
+            np.add(self._sum, vector, out=self._sum)
+            self._added = True
+
+    def came(self, client: str) -> bool:
+        """A client's masked numbers have arrived, and are kept by whoever carries this, who gives them to :meth:`total`.
+        False: they had before.
+
+        :raises SecureSumError: ``unknown``, ``late``.
+        """
         state = self._state
         if client not in state.boxed:
             raise SecureSumError("unknown", f"{client} takes no part in this")
-        if vector.dtype.kind != "u" or vector.dtype.itemsize != 4 or vector.shape != self._sum.shape:
-            raise SecureSumError("garbled", f"{client} sent {vector.dtype.name}{list(vector.shape)}")
         if client in state.arrived:
-            return
+            return False
         if state.alive:
             raise SecureSumError("late", f"the numbers of {client} came after the sum was closed")
-        np.add(self._sum, vector, out=self._sum)
         state.arrived.append(client)
+        return True
 
     def survivors(self) -> bytes:
         """Close the sum: the list that every client in it is sent.
@@ -287,9 +312,10 @@ class Server:
                     out[number] = share
         return out
 
-    def total(self) -> tuple[Array, int, list[str]]:
+    def total(self, vectors: Iterable[Array] = ()) -> tuple[Array, int, list[str]]:
         """The weighted sum Σ samples · values of the survivors, float64 [terms.size]; the sum of their samples; their names.
 
+        :param vectors: of all that :meth:`came`, uint32 [terms.size + 1] each.
         :raises SecureSumError: ``few``: too few revealed; ``shares``: what they revealed gives no secret back.
         """
         state = self._state
@@ -298,6 +324,8 @@ class Server:
         assert state.roster is not None  # noqa: S101 - numbers have arrived
         known = {key.client: key for key in state.roster.keys}
         out, masks = self._sum.copy(), Masks(self.terms.size + 1)
+        for vector in vectors:
+            np.add(out, vector, out=out)
         alive = set(state.alive)
         for name in state.boxed:
             if name in alive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -82,6 +82,23 @@ class Terms(msgspec.Struct, frozen=True):
     def context(self) -> bytes:
         """32 bytes that stand for these terms."""
         return hashlib.sha256(msgspec.msgpack.encode(self)).digest()
+
+
+def terms_of(job: str, number: int, said: Mapping[str, Any]) -> Terms:
+    """The terms that a call says.
+
+    :raises ConfigError: they keep nothing secret, or are none.
+    """
+    if unknown := set(said) - set(Terms.__struct_fields__):
+        raise ConfigError(
+            f"the terms of a secure sum say {', '.join(sorted(unknown))}, which this version does not know"
+        )
+    try:
+        terms = msgspec.convert({**said, "job": job, "round": number}, Terms)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"no terms of a secure sum: {error}") from None
+    terms.check()
+    return terms
 
 
 class Key(msgspec.Struct, frozen=True):

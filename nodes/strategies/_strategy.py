@@ -28,6 +28,7 @@ class ClientUpdate:
     :param samples: rows trained on, ≥ 1.
     :param extra: further arrays that the strategy's clients send (SCAFFOLD: the change of the control variate), float32.
     :param staleness: rounds committed between the model it began with and the one it is applied to (0: none).
+    :param clients: above 1: this is the mean of so many updates, weighted by samples, from a secure sum; ``samples`` are theirs.
     """
 
     client: str
@@ -36,6 +37,7 @@ class ClientUpdate:
     extra: Weights = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     staleness: int = 0
+    clients: int = 1
 
 
 class Strategy(ABC):

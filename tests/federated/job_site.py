@@ -163,6 +163,7 @@ class Site:
     sizes: dict[str, Any] = field(default_factory=dict)
     lead_trust: CoordinatorTrust = COORDINATOR
     client_trust: Callable[[str], ClientTrust] = lambda _: CLIENT
+    company: int = 0
 
     def __post_init__(self) -> None:
         self.commits: list[dict[str, Any]] = []
@@ -204,6 +205,7 @@ class Site:
                 lambda: len(examples),
                 compressors=lambda spec: self.compressor,
                 trust=self.client_trust(name(k)),
+                company=self.company,
                 **self.sizes,
             )
 

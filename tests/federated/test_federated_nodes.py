@@ -312,3 +312,46 @@ def test_the_example_knows_together_what_none_knows_alone(tmp_path: Path) -> Non
     assert accuracy.pop("together") >= 95
     assert max(accuracy.values()) < 65
     ElementTree.fromstring((folder / "accuracy.svg").read_text())  # noqa: S314 - our own
+
+
+@pytest.mark.slow
+def test_secure_sums_survive_kills_and_give_the_weights_of_the_plain_loop(tmp_path: Path) -> None:
+    """The coordinator dies ten times, anywhere in a round; the clients, all of them in one process, twice."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed: no masks, no secure sums")
+    data = parts(tmp_path, 4, iid=True)
+    drawn = random.Random(5)
+    path = topology(
+        tmp_path,
+        [len(each) for each in data],
+        together=True,
+        rounds="60",
+        deadline="8s",
+        retries="100",
+        secure="{least: 4}",
+    )
+
+    async def meddle(supervisor: Supervisor) -> None:
+        for death in range(10):
+            await until(lambda: supervisor.views["lead"].state == "ready", within=30)
+            before = counted(tmp_path / "rounds.sqlite")
+            await until(
+                lambda before=before: counted(tmp_path / "rounds.sqlite") > before or supervisor.views["lead"].gone,  # type: ignore[misc] # its default
+                within=30,
+            )
+            await asyncio.sleep(drawn.uniform(0, 0.05))
+            if supervisor.views["lead"].gone:
+                raise AssertionError(f"it was over after {death} deaths")
+            supervisor.kill("lead")
+            if death in {3, 7}:
+                supervisor.kill("learn-1")
+            await until(lambda: supervisor.views["lead"].state != "ready", within=30)
+
+    outcome = run(path, meddle=meddle, within=58)
+    assert outcome.complete
+    assert outcome.findings == []
+    found = rows(tmp_path / "rounds.sqlite", "SELECT round, status, version, clients FROM store ORDER BY round")
+    assert len({number for number, *_ in found}) == len(found), "each round is in the table once"
+    committed = [(version, clients) for _, status, version, clients in found if status == "committed"]
+    assert committed == [(version, 4) for version in range(1, 61)]
+    if len(found) == 60:  # no round was aborted, so the numbers of the seeds are those of the loop
+        assert norm(minus(last_model(tmp_path / "state"), loop(data, 60))) < 1e-4

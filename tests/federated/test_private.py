@@ -12,7 +12,7 @@ from job_site import Softmax, parts
 
 from nodes.federate import Config
 from nodes.federated import wire
-from nodes.federated.local import Memory, train
+from nodes.federated.local import Memory, Trained, train
 from nodes.federated.rules import Rules
 from nodes.federated.simulate import Outcome, Scenario, simulate
 from nodes.federated.weights import digest, flat, minus, norm, shapes
@@ -113,6 +113,7 @@ def trained(asked: dict[str, Any]) -> Any:
     )  # fmt: skip
     memory = Memory.of(None)
     made = train(call, "c", wire.pack_model(model, {}), shapes(model), trainer, lambda: data, lambda _: None, memory, 7)
+    assert isinstance(made, Trained)
     return wire.unpack_update(made.payload)[1]
 
 
