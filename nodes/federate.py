@@ -18,22 +18,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from nodes import log
 from nodes.choice import Chosen, choice
 from nodes.federated import kinds
+from nodes.federated.fitting import Evaluated, Fitting, check_held_out, evaluation
 from nodes.federated.options import JobOptions
+from nodes.federated.telling import tell
 from nodes.federated.weights import Shape
 from nodes.operator import Chunk, Context, Draft, Flow, Source
 from nodes.privacy.dp import Privacy
 from schemas.errors import ConfigError, Problem
-from schemas.expressions import Number
 from schemas.units import Duration
 
 if TYPE_CHECKING:
     from broker.blob_store import BlobStore
     from nodes.federated.coordinator import Coordinator
     from nodes.federated.party import Party
-    from nodes.federated.rounds import Evaluate
     from nodes.federated.rules import Rules
     from nodes.strategies._strategy import Strategy
-    from nodes.trainers._trainer import Examples, Trainer
 
     Strategic = Chosen
     Compressing = Chosen
@@ -54,15 +53,6 @@ class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Fitting(_Options):
-    """How each client trains in a round."""
-
-    epochs: int = Field(1, ge=0, le=10_000, description="times through its examples")
-    batch: int = Field(32, ge=1, description="examples of one step")
-    rate: float = Field(0.1, gt=0, description="learning rate")
-    momentum: float = Field(0.0, ge=0, lt=1, description="of stochastic gradient descent")
-
-
 class Clients(_Options):
     """How many clients there must be."""
 
@@ -76,15 +66,6 @@ class Clients(_Options):
         if self.most is not None and self.most < self.quorum:
             raise ValueError(f"most: {self.most} are asked, and quorum is {self.quorum}")
         return self
-
-
-class HeldOut(_Options):
-    """Examples that no client has, to evaluate each model on."""
-
-    path: str = Field(description="an .npz file")
-    x: str = Field("images", description="its array of inputs, the first axis counting them")
-    y: str = Field("labels", description="its array of labels: numbers of classes, or numbers to be told")
-    scale: Number = Field(1.0, description="every value is multiplied by this; may be written 1/255")
 
 
 class Limits(_Options):
@@ -101,10 +82,6 @@ class Buffer(_Options):
 
     size: int = Field(10, ge=1, description="updates that make a new model")
     stale: int = Field(20, ge=0, description="models that an update may be behind")
-
-
-def _bare_path(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
 
 
 def _bare_size(value: Any) -> Any:
@@ -135,9 +112,7 @@ class Config(JobOptions):
     )
     wait: Duration = Field(600 * SECOND, gt=0, description="for clients, while no round can begin; then the job ends")
     retries: int = Field(5, ge=0, description="rounds without success in a row after which the job ends")
-    evaluate: Annotated[HeldOut | None, BeforeValidator(_bare_path, json_schema_input_type=HeldOut | str | None)] = (
-        Field(None, description="examples to evaluate each model on; a path, or a map")
-    )
+    evaluate: Evaluated = Field(None, description="examples to evaluate each model on; a path, or a map")
     report: bool = Field(False, description="clients evaluate the model that they get on their own examples, and tell")
     until: dict[str, float] = Field(
         {}, max_length=1, description="ends the job when a metric is reached, e.g. {accuracy: 0.97} or {loss: 0.1}"
@@ -161,10 +136,7 @@ class Config(JobOptions):
         if self.compress is not None:
             with self.compress.at("compress"):
                 self.compress.options.check(context)
-        if self.evaluate is not None and not context.path(self.evaluate.path).is_file():
-            where = ("evaluate", "path")
-            raise ConfigError(Problem(where, f"there is no file {context.path(self.evaluate.path)}"))
-
+        check_held_out(self.evaluate, context, "evaluate")
         if self.privacy is not None and (why := self._not_private()):
             raise ConfigError(Problem(("privacy",), why, on_key=True))
 
@@ -280,7 +252,7 @@ class FederateSource(Source):
             trainer.weights(),
             place=OnDisk(self._uploads),
             compressor=kinds.compressor(rules.compress),
-            evaluate=None if config.evaluate is None else _evaluation(config.evaluate, trainer, context),
+            evaluate=None if config.evaluate is None else evaluation(config.evaluate, trainer, context),
         )
         store = Store(context.state / f"{config.job}.sqlite", synced=("model",))
         self._party = Party(
@@ -307,7 +279,7 @@ class FederateSource(Source):
                 ended = leading.done()
                 for number, row in party.store.rows(self._after):
                     self._after = number
-                    self._tell(row)
+                    tell(self._context.node, row)
                     yield Chunk([self._draft(row)], number)
                 if ended and not party.store.rows(self._after, 1):
                     break
@@ -333,22 +305,6 @@ class FederateSource(Source):
         columns |= {name: np.array([row.get(name, math.nan)], np.float64) for name in REAL}
         return Draft(self._config.job, int(row["time"]), Readings(n=1, columns=columns), str(row["round"]))
 
-    def _tell(self, row: dict[str, Any]) -> None:
-        told = {name: round(row[name], 4) for name in ("accuracy", "loss") if row.get(name, math.nan) == row.get(name)}
-        if row["status"] != "committed":
-            told["why"] = row["why"]
-        said = log.info if row["status"] == "committed" else log.warning
-        clients, seconds = row["clients"], round(row["seconds"], 3)
-        said(
-            "round",
-            node=self._context.node,
-            round=row["round"],
-            status=row["status"],
-            clients=clients,
-            seconds=seconds,
-            **told,
-        )
-
     async def close(self) -> None:
         if self._party is not None:
             await self._party.close()
@@ -356,35 +312,3 @@ class FederateSource(Source):
         if self._uploads is not None:
             self._uploads.close()
             self._uploads = None
-
-
-def _evaluation(held: HeldOut, trainer: Trainer, context: Context) -> Evaluate:
-    """Evaluates a model on examples of a file."""
-    examples = read_examples(held, context)
-    trainer.evaluate(examples)  # the first model, to find out now whether it takes them
-
-    def evaluate(weights: Any) -> dict[str, float]:
-        trainer.load(weights)
-        return trainer.evaluate(examples)
-
-    return evaluate
-
-
-def read_examples(held: HeldOut, context: Context) -> Examples:
-    """:raises ConfigError: the file cannot be read, or has not these arrays."""
-    import numpy as np
-
-    from nodes.trainers._trainer import Examples
-
-    path = context.path(held.path)
-    try:
-        with np.load(path, allow_pickle=False) as loaded:
-            missing = [name for name in (held.x, held.y) if name not in loaded.files]
-            if missing:
-                raise ConfigError(f"{path.name} has no array {missing[0]!r}, but {', '.join(loaded.files)}")
-            x, y = loaded[held.x].astype(np.float32), loaded[held.y]
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
-    if len(x) != len(y) or not len(x):
-        raise ConfigError(f"{path.name} has {len(x)} inputs and {len(y)} labels")
-    return Examples(x * np.float32(held.scale), y.astype(np.float32 if y.dtype.kind == "f" else np.int64))

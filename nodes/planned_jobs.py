@@ -24,11 +24,11 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
             config: JobOptions = configs[name]  # type: ignore[assignment] # what these two kinds have
             jobs.setdefault(config.job, []).append((name, node.kind, config))
     for job, members in jobs.items():
-        members.sort(key=lambda member: member[1] != "federate")  # the one that leads says what is right
+        members.sort(key=lambda member: not _leads(*member[1:]))  # the one that leads says what is right
         first = members[0]
-        leads = [name for name, kind, _ in members if kind == "federate"]
-        for name in leads[1:]:
-            yield Problem(("nodes", name, "federate", "job"), f"{leads[0]!r} leads the job {job!r} already")
+        leads = [(name, kind) for name, kind, config in members if _leads(kind, config)]
+        for name, kind in leads[1:]:
+            yield Problem(("nodes", name, kind, "job"), f"{leads[0][0]!r} leads the job {job!r} already")
         clients: dict[str, str] = {}
         for name, kind, config in members:
             if config.trainer.plain() != first[2].trainer.plain():
@@ -36,12 +36,22 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
                 yield Problem(("nodes", name, kind, "trainer"), said)
             if config.broker is None and (apart := _apart(topology, first, name)):
                 yield Problem(("nodes", name, kind), apart, on_key=True)
-            if kind == "train":
+            if _leads(kind, config):
+                continue
+            if leads and leads[0][1] == "train":
+                said = f"{leads[0][0]!r} learns the job {job!r} alone, and asks no clients"
+                yield Problem(("nodes", name, kind, "job"), said)
+            else:
                 client = getattr(config, "client", None) or name
                 if client in clients:
                     where = ("nodes", name, kind, "client" if getattr(config, "client", None) else "job")
                     yield Problem(where, f"{clients[client]!r} is the client {client!r} of the job {job!r} already")
                 clients.setdefault(client, name)
+
+
+def _leads(kind: str, config: JobOptions) -> bool:
+    """Whether it makes the job's models: ``federate``, and ``train`` that learns alone."""
+    return kind == "federate" or getattr(config, "alone", None) is not None
 
 
 def _apart(topology: Topology, first: tuple[str, str, JobOptions], name: str) -> str:

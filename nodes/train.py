@@ -3,6 +3,8 @@
 ``{train: {job: digits, trainer: {mlp: {layers: [64, 32, 10]}}, label: label}}``: what comes in is kept in a store of examples
 on this node's disk, within a budget. When the job's ``federate`` node, anywhere, calls a round, the model that it sends is
 trained on them. The node is done when its inputs have ended and the job is over.
+
+With ``alone`` there is no ``federate``: the node learns by itself from what comes, and publishes each model as that would.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
 from nodes import log
+from nodes.federated.fitting import Alone, check_held_out, evaluation
 from nodes.federated.options import JobOptions, level
 from nodes.federated.permission import EVERY, When
+from nodes.federated.telling import tell
 from nodes.operator import Context, Flow, Sink
 from schemas.errors import ConfigError, Problem, RejectedError, did_you_mean
 from schemas.expressions import Number
@@ -26,10 +30,12 @@ from schemas.messages import Message
 from schemas.units import Size
 
 if TYPE_CHECKING:
+    from nodes.federated.alone import Solo
     from nodes.federated.client import Client
     from nodes.federated.examples import Example, ExampleStore
     from nodes.federated.labelled import Labelled
     from nodes.federated.party import Party
+    from nodes.federated.replay import Stock
     from nodes.trainers._trainer import Trainer
 
 TYPES = frozenset({"frame/1", "tensors/1", "readings/1"})
@@ -66,6 +72,19 @@ class Config(JobOptions):
         " balanced: likewise, of each class about as many",
     )
     least: int = Field(1, ge=1, description="examples that must be there before it takes part")
+    replay: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="learns what is new, and as much of what it learned before as makes this share of the whole, classes in"
+        " equal parts; all that is kept, each time, if left out",
+    )
+    held: float = Field(
+        0.0, ge=0, lt=1, description="share of the examples that is set aside: never trained on, evaluated on instead"
+    )
+    alone: Alone | None = Field(
+        None, description="learns by itself, without federate: when, how, and measured on what; not if left out"
+    )
     when: When = Field(When.model_validate({}), description="conditions under which it may train; always, if left out")
 
     @field_validator("client")
@@ -83,6 +102,12 @@ class Config(JobOptions):
 
     def check(self, context: Context) -> None:
         super().check(context)
+        if self.alone is not None:
+            if self.trainer.name == "personal":
+                raise ConfigError(
+                    Problem(("trainer",), "personal layers are kept from others, and with 'alone' there are none")
+                )
+            check_held_out(self.alone.evaluate, context, "alone", "evaluate")
         names = self.names(context)
         if names is not None and len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -140,11 +165,12 @@ class TrainSink(Sink):
         self._context = context
         self._store: ExampleStore | None = None
         self._party: Party | None = None
-        self._client: Client | None = None
+        self._machine: Client | Solo | None = None
         self._trainer: Trainer | None = None
         self._forms: set[tuple[str, tuple[int, ...]]] = set()
         self._outputs: int | None = None
         self._told = 0.0
+        self._rounds = 0
         self._over = asyncio.Event()
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -154,13 +180,12 @@ class TrainSink(Sink):
         :raises MissingError: the trainer's library is not installed.
         """
         from nodes.federated import kinds
-        from nodes.federated.client import Client
         from nodes.federated.examples import ExampleStore
         from nodes.federated.party import Party
+        from nodes.federated.replay import Stock
         from nodes.federated.store import Store
 
         config, context = self._config, self._context
-        name = config.client or context.node
         self._trainer = kinds.trainer(config.trainer, context)
         self._labelled = self._reading()
         store = self._store = ExampleStore(
@@ -169,20 +194,49 @@ class TrainSink(Sink):
             size=config.size,
             policy=config.policy,
             numbers=config.target == "number",
+            held=config.held,
             factor=float(config.scale),
         )
-        self._client = Client(
-            config.job, name, self._trainer, store.to_learn, self._count, compressors=kinds.compressor
-        )
+        stock = Stock(store, config.replay)
+        if config.alone is None:
+            self._machine = self._client(self._trainer, stock)
+            kept = Store(context.state / f"{config.job}.sqlite")
+        else:
+            self._machine = self._solo(config.alone, self._trainer, stock)
+            kept = Store(context.state / f"{config.job}.alone.sqlite", synced=("model",))
         self._party = Party(
-            self._client,
-            Store(context.state / f"{config.job}.sqlite"),
+            self._machine,
+            kept,
             config.connect(context, "train"),
             config.root(context),
+            on_rows=self._tell_rounds,
             node=context.node,
             job=config.job,
         )
+        self._rounds = kept.last
         await self._party.open()
+
+    def _client(self, trainer: Trainer, stock: Stock) -> Client:
+        from nodes.federated import kinds
+        from nodes.federated.client import Client
+
+        name = self._config.client or self._context.node
+        return Client(self._config.job, name, trainer, stock, self._count, compressors=kinds.compressor)
+
+    def _solo(self, alone: Alone, trainer: Trainer, stock: Stock) -> Solo:
+        """:raises ConfigError: the examples to evaluate on are not such, or do not fit the model."""
+        from nodes.federated.alone import Solo
+
+        held = alone.evaluate
+        return Solo(
+            alone.rules(self._config.job),
+            trainer,
+            stock,
+            every=alone.every / 1e9,
+            fresh=alone.fresh,
+            least=self._config.least,
+            evaluate=None if held is None else evaluation(held, trainer, self._context),
+        )
 
     def _reading(self) -> Labelled:
         from nodes.federated.labelled import Labelled
@@ -204,17 +258,24 @@ class TrainSink(Sink):
 
     async def beside(self) -> None:
         """The client's part of the job."""
-        if self._party is None or self._client is None:
+        if self._party is None or self._machine is None:
             return
-        asking = asyncio.create_task(self._ask_permission(self._party, self._client))
+        asking = asyncio.create_task(self._ask_permission(self._party, self._machine))
         try:
             await self._party.run()
         finally:
             asking.cancel()
-        log.info("the job is over", node=self._context.node, job=self._config.job, why=self._client.outcome)
+        log.info("the job is over", node=self._context.node, job=self._config.job, why=self._machine.outcome)
         self._over.set()
 
-    async def _ask_permission(self, party: Party, client: Client) -> None:
+    def _tell_rounds(self) -> None:
+        """What was learned alone; a client has no rows."""
+        if self._party is not None:
+            for number, row in self._party.store.rows(self._rounds):
+                self._rounds = number
+                tell(self._context.node, row)
+
+    async def _ask_permission(self, party: Party, machine: Client | Solo) -> None:
         """Look again and again whether it may train."""
         when, before = self._config.when, ""
         while when.model_fields_set:
@@ -222,10 +283,12 @@ class TrainSink(Sink):
             if (why := when.why_not(now, self._context.path)) != before:
                 before = why
                 log.info("training waits" if why else "training may go on", node=self._context.node, reason=why)
-                party.tell(partial(client.permit, why))
+                party.tell(partial(machine.permit, why))
             await asyncio.sleep(EVERY)
 
     async def finish(self) -> None:
+        if self._party is not None and self._config.alone is not None:
+            self._party.tell(cast("Solo", self._machine).ended)
         self._tell(now=True)
         await self._over.wait()
 
@@ -291,11 +354,11 @@ class TrainSink(Sink):
 
     def _tell(self, *, now: bool) -> None:
         """Tell the client that there are other examples, at once or now and then."""
-        if self._party is None or self._client is None:
+        if self._party is None or self._machine is None:
             return
         if now or time.monotonic() - self._told >= TOLD_EVERY:
             self._told = time.monotonic()
-            self._party.tell(self._client.fed)
+            self._party.tell(self._machine.fed)
 
 
 def _said(form: tuple[str, tuple[int, ...]]) -> str:

@@ -63,9 +63,10 @@ def jobs(path: Path, state: Path | None, only: str | None) -> tuple[Place, list[
         name = node.config.job  # type: ignore[attr-defined] # both kinds have it
         job = found.setdefault(name, Job(name, []))
         job.members.append(node)
-        if node.kind == "federate":
+        alone = getattr(node.config, "alone", None) is not None
+        if node.kind == "federate" or alone:
             job.leads = node
-            store = place.state / node.name / f"{name}.sqlite"
+            store = place.state / node.name / (f"{name}.alone.sqlite" if alone else f"{name}.sqlite")
             if store.is_file():
                 job.rows, job.kept = look(store)
     if not found:
