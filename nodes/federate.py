@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from nodes import log
 from nodes.choice import Chosen, choice
-from nodes.federated import kinds
+from nodes.federated import key_options, kinds
 from nodes.federated.fitting import Evaluated, Fitting, check_held_out, evaluation
 from nodes.federated.options import JobOptions
 from nodes.federated.telling import tell
@@ -127,10 +127,14 @@ class Config(JobOptions):
         None, description="asynchronous: no rounds, a new model for so many updates; a number, or a map"
     )
     limits: Limits = Field(Limits.model_validate({}), description="what an update may be at most")
+    devices: str | dict[str, str] | None = Field(None, min_length=1, description=key_options.DEVICES)
     privacy: Privacy | None = Field(None, description="differential privacy of whole clients; none if left out")
 
     def check(self, context: Context) -> None:
         super().check(context)
+        key_options.check(context, self.key, devices=self.devices)
+        if self.devices is not None and self.key is None:
+            raise ConfigError(Problem(("devices",), "needs 'key' too: clients seal their updates to it", on_key=True))
         with self.strategy.at("strategy"):
             self.strategy.options.check(context)
         if self.compress is not None:
@@ -251,6 +255,7 @@ class FederateSource(Source):
             config.chosen_strategy(),
             trainer.weights(),
             place=OnDisk(self._uploads),
+            trust=key_options.coordinator_trust(config.key, config.devices, context),
             compressor=kinds.compressor(rules.compress),
             evaluate=None if config.evaluate is None else evaluation(config.evaluate, trainer, context),
         )

@@ -43,6 +43,12 @@ class Config(Options):
         "is where the newest is kept, and need not be there yet.",
         min_length=1,
     )
+    coordinator: str | None = Field(
+        None,
+        description="With job: public key of who leads it, or a file with it; a model that it did not sign is not taken over. "
+        "Left out: every model is.",
+        min_length=1,
+    )
     backend: str | dict[str, Any] | None = Field(
         None, description="The runtime: its name, or {name: options}. Left out: told from the file's ending."
     )
@@ -107,6 +113,7 @@ class Config(Options):
             problems.extend(error.under("decoder").problems)
         if signature is not None and self.fields is not None:
             problems.extend(self._check_fields(signature))
+        problems.extend(self._check_coordinator(context))
         if self.scale is None and self.offset:
             problems.append(Problem(("offset",), "there is no 'scale' that it is added after"))
         if self.scale is not None and signature is not None:
@@ -144,6 +151,19 @@ class Config(Options):
             raise ConfigError(*(f"{path.name}: {p.message}" for p in error.problems)).under("model") from None
         except OSError as error:
             raise ConfigError(Problem(("model",), f"cannot read {path}: {error.strerror}")) from None
+
+    def _check_coordinator(self, context: Context) -> Sequence[Problem]:
+        if self.coordinator is None:
+            return ()
+        if self.job is None:
+            return (Problem(("coordinator",), "there is no 'job' that it leads", on_key=True),)
+        from nodes.federated import key_options
+
+        try:
+            key_options.check(context, coordinator=self.coordinator)
+        except ConfigError as error:
+            return error.problems
+        return ()
 
     def _check_fields(self, signature: Signature) -> list[Problem]:
         fields = self.fields or []
@@ -253,8 +273,8 @@ def build(config: Config, context: Context) -> Operator:
         return Infer(plan)
     from nodes.federated.following import follow
 
-    job = config.job
-    return Infer(plan, lambda operator: follow(operator, context, job, path))
+    job, coordinator = config.job, config.coordinator
+    return Infer(plan, lambda operator: follow(operator, context, job, path, coordinator))
 
 
 def _chosen(family: str, value: str | dict[str, Any]) -> tuple[ModuleType, Options]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from nodes.operator import Context
 from nodes.options import Options
-from schemas.errors import Problem
+from schemas.errors import PenstockError, Problem
 from schemas.topology import Topology
 
 if TYPE_CHECKING:
@@ -47,6 +48,55 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
                     where = ("nodes", name, kind, "client" if getattr(config, "client", None) else "job")
                     yield Problem(where, f"{clients[client]!r} is the client {client!r} of the job {job!r} already")
                 clients.setdefault(client, name)
+        yield from _keys(topology, members)
+
+
+def _keys(topology: Topology, members: list[tuple[str, str, JobOptions]]) -> Iterator[Problem]:
+    """Keys that do not go together. What is in a file is compared on one host only: on another it may be another's key."""
+    from nodes.federated import key_options
+
+    lead, kind, first = members[0]
+    if kind != "federate" or not any(_has_keys(config) for _, _, config in members):
+        return
+    context = Context(topology.name, lead, topology.base, topology.base)
+    try:
+        devices = None if first.devices is None else key_options.known(first.devices, context)  # type: ignore[attr-defined]
+        leads = key_options.own(first.key, context)
+        for name, _, config in members[1:]:
+            client, here = (
+                getattr(config, "client", None) or name,
+                topology.nodes[name].host == topology.nodes[lead].host,
+            )
+            said: str | None = getattr(config, "coordinator", None)
+            if devices is not None and client not in devices:
+                yield Problem(
+                    ("nodes", name, "train"), f"{lead!r} has no key of {client!r} among its devices", on_key=True
+                )
+            elif devices is not None and config.key is None:
+                yield Problem(
+                    ("nodes", name, "train"), f"needs a 'key': {lead!r} knows its devices by theirs", on_key=True
+                )
+            elif (
+                devices is not None
+                and here
+                and (own := key_options.own(config.key, context)) not in {None, devices[client]}
+            ):
+                why = f"not the key that {lead!r} has of {client!r}, but that of {_owner(devices, own)}"
+                yield Problem(("nodes", name, "train", "key"), why)
+            if said is not None and first.key is None:
+                yield Problem(("nodes", name, "train", "coordinator"), f"{lead!r} has no 'key', and signs nothing")
+            elif said is not None and here and leads not in {None, key_options.public(said, context)}:
+                yield Problem(("nodes", name, "train", "coordinator"), f"not the key of {lead!r}, which leads the job")
+    except PenstockError:
+        return  # a file that cannot be read was told at its own option; the library that compares is looked for at the start
+
+
+def _has_keys(config: JobOptions) -> bool:
+    return any(getattr(config, option, None) is not None for option in ("key", "devices", "coordinator"))
+
+
+def _owner(devices: Mapping[str, bytes], key: bytes | None) -> str:
+    return next((repr(name) for name, known in devices.items() if known == key), "nobody there")
 
 
 def _leads(kind: str, config: JobOptions) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from nodes import log
+from nodes.federated import key_options
 from nodes.federated.fitting import Alone, check_held_out, evaluation
 from nodes.federated.options import JobOptions, level
 from nodes.federated.permission import EVERY, When
@@ -85,6 +86,7 @@ class Config(JobOptions):
     alone: Alone | None = Field(
         None, description="learns by itself, without federate: when, how, and measured on what; not if left out"
     )
+    coordinator: str | None = Field(None, min_length=1, description=key_options.COORDINATOR)
     when: When = Field(When.model_validate({}), description="conditions under which it may train; always, if left out")
 
     @field_validator("client")
@@ -108,6 +110,7 @@ class Config(JobOptions):
                     Problem(("trainer",), "personal layers are kept from others, and with 'alone' there are none")
                 )
             check_held_out(self.alone.evaluate, context, "alone", "evaluate")
+        key_options.check(context, self.key, self.coordinator)
         names = self.names(context)
         if names is not None and len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -221,7 +224,15 @@ class TrainSink(Sink):
         from nodes.federated.client import Client
 
         name = self._config.client or self._context.node
-        return Client(self._config.job, name, trainer, stock, self._count, compressors=kinds.compressor)
+        return Client(
+            self._config.job,
+            name,
+            trainer,
+            stock,
+            self._count,
+            compressors=kinds.compressor,
+            trust=key_options.client_trust(self._config.key, self._config.coordinator, self._context),
+        )
 
     def _solo(self, alone: Alone, trainer: Trainer, stock: Stock) -> Solo:
         """:raises ConfigError: the examples to evaluate on are not such, or do not fit the model."""
@@ -236,6 +247,7 @@ class TrainSink(Sink):
             fresh=alone.fresh,
             least=self._config.least,
             evaluate=None if held is None else evaluation(held, trainer, self._context),
+            trust=key_options.coordinator_trust(self._config.key, None, self._context),
         )
 
     def _reading(self) -> Labelled:

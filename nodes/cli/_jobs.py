@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nodes.operator import Context
 from schemas.errors import BusError, ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +42,47 @@ class Job:
     call: Call | None = None
     model: Manifest | None = None
     clients: dict[str, Presence] = field(default_factory=dict)
+    coordinator: bytes | None = None
+    devices: dict[str, bytes] | None = None
+    passed_over: int = 0
+
+    def believe(self, coordinator: str | None) -> None:
+        """Find the public keys of who leads, and of the clients, as far as this topology has them.
+
+        :param coordinator: the key or its file, in the place of the topology's.
+        :raises ConfigError: one is not where it should be.
+        :raises MissingError: there are keys, and the library that computes with them is not installed.
+        """
+        from nodes.federated import key_options
+
+        if self.leads is not None:
+            config: Any = self.leads.config
+            self.coordinator = key_options.own(config.key, self.leads.context)
+            if (devices := getattr(config, "devices", None)) is not None:  # who learns alone has none
+                self.devices = key_options.known(devices, self.leads.context)
+        for node in self.members:
+            said: str | None = getattr(node.config, "coordinator", None)
+            if self.coordinator is None and said is not None:
+                self.coordinator = key_options.public(said, node.context)
+        if coordinator is not None:
+            self.coordinator = key_options.public(coordinator, Context("", "", Path(), Path()))
+        if self.coordinator is not None or self.devices is not None:
+            from nodes.privacy.keys import require
+
+            require()
+
+    def hear(self, topic: str, payload: bytes) -> bytes | None:
+        """A message without its signature; None: it is not by whom it should be."""
+        from nodes.federated.identity import Ear
+
+        known = self.coordinator
+        if topic.startswith("c/") and self.devices is not None:
+            known = self.devices.get(topic.split("/")[1])
+            if known is None:
+                return None
+        elif topic.startswith("c/"):
+            known = None
+        return Ear(self.name, known).hear(topic, payload)
 
 
 def jobs(path: Path, state: Path | None, only: str | None) -> tuple[Place, list[Job]]:
@@ -93,7 +135,13 @@ async def listen(place: Place, job: Job) -> str:
                 async with asyncio.timeout(min(QUIET, left)):
                     deliveries = await subscription.receive()
                 for delivery in deliveries:
-                    _hear(job, delivery.topic[len(root) + 1 :].split("/"), bytes(delivery.payload))
+                    topic = delivery.topic[len(root) + 1 :]
+                    if not delivery.payload:
+                        continue  # what was retained there was taken back
+                    if (payload := job.hear(topic, bytes(delivery.payload))) is None:
+                        job.passed_over += 1
+                    else:
+                        _hear(job, topic.split("/"), payload)
                 subscription.acknowledge(deliveries)
     finally:
         await bus.close()

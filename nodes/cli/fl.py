@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +30,8 @@ class Action(StrEnum):
     CLIENTS = "clients"
     COMPARE = "compare"
     SIMULATE = "simulate"
+    KEY = "key"
+    RIGHTS = "rights"
 
 
 def command(
@@ -36,11 +39,15 @@ def command(
         Action,
         typer.Argument(
             help="status: how far the jobs are; rounds: what each round gave; clients: who is there; compare: curves of several"
-            " runs as a picture; simulate: how the job would go with many clients."
+            " runs as a picture; simulate: how the job would go with many clients; key: make a node's key; rights: what each"
+            " party may publish and hear at the broker."
         ),
     ],
     topologies: Annotated[
-        list[Path], typer.Argument(help="A topology's YAML file; for compare several, or stores (lead/JOB.sqlite).")
+        list[Path],
+        typer.Argument(
+            help="A topology's YAML file; for compare several, or stores (lead/JOB.sqlite); for key the key's file."
+        ),
     ],
     job: Annotated[str | None, typer.Option(help="Only this job.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -60,19 +67,34 @@ def command(
     dropout: Annotated[
         float, typer.Option(min=0, max=1, help="simulate: part of the trainings in which one dies.")
     ] = 0,
+    public: Annotated[bool, typer.Option("--public", help="key: only print the public key of a file.")] = False,
+    mosquitto: Annotated[bool, typer.Option("--mosquitto", help="rights: as an acl_file of mosquitto.")] = False,
+    reader: Annotated[
+        list[str] | None, typer.Option(help="rights: a user who may look (fl status); may be repeated.")
+    ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(help="status, clients: public key of who leads, or its file; the topology's if left out."),
+    ] = None,
 ) -> int:
     """Federated jobs of a topology: what the bus says while they run, and what they left on this machine."""
     if action is Action.COMPARE:
         return _compare(topologies, job, state, metric, out)
     if len(topologies) != 1:
-        raise ConfigError(f"{action} takes one topology")
-    from nodes.cli import _jobs
+        raise ConfigError(f"{action} takes one {'file' if action is Action.KEY else 'topology'}")
+    from nodes.cli import _fl_keys, _jobs
 
+    if action is Action.KEY:
+        return _fl_keys.key(topologies[0], public=public, as_json=as_json)
+    if action is Action.RIGHTS:
+        return _fl_keys.rights(topologies[0], job, reader or [], mosquitto=mosquitto, as_json=as_json)
     place, found = _jobs.jobs(topologies[0], state, job)
     if action is Action.ROUNDS:
         return _rounds(found, as_json=as_json)
     if action is Action.SIMULATE:
         return _simulate(found[0], data, clients, alpha, spread, dropout, as_json=as_json)
+    for each in found:
+        each.believe(coordinator)
     silent = {each.name: asyncio.run(_jobs.listen(place, each)) for each in found}
     show = _status if action is Action.STATUS else _clients
     if as_json:
@@ -87,6 +109,7 @@ def _data(job: Job, why: str) -> dict[str, Any]:
     return {
         "job": job.name,
         "silent": why,
+        "passed_over": job.passed_over,
         "phase": None if call is None else call.phase,
         "round": None if call is None else call.round,
         "run": None if call is None else call.run,
@@ -121,6 +144,8 @@ def _status(job: Job, why: str) -> list[str]:
     if (model := job.model) is not None:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(model.metrics.items()))
         lines.append(f"  model {model.version}, {model.size:,} bytes{f', {metrics}' if metrics else ''}")
+    if job.passed_over:
+        lines.append(f"  {_passed_over(job)}")
     if job.clients:
         here = sum(client.here for client in job.clients.values())
         lines.append(f"  {here} clients here, {len(job.clients) - here} away")
@@ -130,11 +155,17 @@ def _status(job: Job, why: str) -> list[str]:
     return lines
 
 
+def _passed_over(job: Job) -> str:
+    return f"{job.passed_over} messages passed over: not signed by those whose keys are known here"
+
+
 def _clients(job: Job, why: str) -> list[str]:
     from nodes.cli._books import table
 
     if not job.clients:
         return [f"job {job.name}", f"  nobody is heard of{f': {why}' if why else ''}"]
+    if job.passed_over:
+        print(f"warning: {job.name}: {_passed_over(job)}", file=sys.stderr)
     rows = [("client", "state", "examples", "last training", "why")]
     for name, client in sorted(job.clients.items()):
         pace = f"{client.pace:.3g} s" if client.pace else ""

@@ -14,12 +14,14 @@ from functools import partial
 from typing import Any
 
 from nodes.federated import wire
+from nodes.federated.identity import Leader
 from nodes.federated.job import Job
 from nodes.federated.local import NothingToLearnError
 from nodes.federated.machine import Answer, Machine, Work
 from nodes.federated.replay import Stock
 from nodes.federated.rounds import Evaluate, Merged, Round, row
 from nodes.federated.rules import Rules, ns
+from nodes.federated.trust import COORDINATOR, CoordinatorTrust
 from nodes.federated.voice import Voice
 from nodes.federated.weights import Weights, digest, fit, shapes
 from nodes.trainers._trainer import Fit, Trainer
@@ -51,6 +53,7 @@ class Solo(Machine):
     :param least: examples that must be there before it learns for the first time.
     :param evaluate: each model, on held-out examples; called in the thread. None: on what the stock has set aside, if it has.
     :param inline: bytes of a model that still travels in one message; ``chunk``: of a larger one's pieces.
+    :param trust: of it only its own key counts, with which models are signed.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Solo(Machine):
         evaluate: Evaluate | None = None,
         inline: int = wire.INLINE,
         chunk: int = wire.CHUNK,
+        trust: CoordinatorTrust = COORDINATOR,
     ) -> None:
         self.rules, self.trainer, self.stock, self.evaluate = rules, trainer, stock, evaluate
         self.every, self.many, self.least = ns(every), fresh, least
@@ -80,6 +84,7 @@ class Solo(Machine):
         """Messages that were none."""
         self._voice = Voice(rules, self.wanted, 1, inline, chunk)
         self._voice.known = True
+        self._identity = self._voice.identity = Leader(rules.job, CoordinatorTrust(trust.signer))
         self._busy: Round | None = None
         self._new = 0
         self._at = 0  # when it learned last
@@ -124,6 +129,11 @@ class Solo(Machine):
         out = Answer()
         if self.outcome:
             return out
+        if (message := self._identity.heard(topic, payload, out)) is None:
+            if topic == "round":  # what is retained must be ours
+                self._voice.call(self.job, self._busy, out)
+            return out
+        payload = message
         try:
             match topic.split("/"):
                 case ["round"]:

@@ -13,10 +13,12 @@ from typing import Any
 
 from nodes.federated import wire
 from nodes.federated.download import Download
+from nodes.federated.identity import Member
 from nodes.federated.local import Compressors, Trained, train
 from nodes.federated.machine import Answer, Machine, Say, Work
 from nodes.federated.post import Post
 from nodes.federated.rules import SECOND, ns
+from nodes.federated.trust import CLIENT, ClientTrust
 from nodes.federated.weights import shapes
 from nodes.trainers._trainer import Examples, Trainer
 from schemas.errors import PayloadError
@@ -36,6 +38,7 @@ class Client(Machine):
     :param pulse: seconds after which it says anew that it is here.
     :param inline: bytes of an update that still travels in one message; ``chunk``: of a larger one's pieces.
     :param patience: seconds that a client that took part in nothing waits for a new run when it finds the job over.
+    :param trust: the device's key, and the coordinator's.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class Client(Machine):
         patience: float = 60.0,
         inline: int = wire.INLINE,
         chunk: int = wire.CHUNK,
+        trust: ClientTrust = CLIENT,
     ) -> None:
+        self.identity = Member(job, name, trust)
         self.job, self.name = job, name
         self.trainer, self.examples, self.count, self.compressors = trainer, examples, count, compressors
         self.wanted = shapes(trainer.weights())
@@ -68,7 +73,7 @@ class Client(Machine):
         """Why it may not train now; empty: it may."""
         self._pulse, self._patience = ns(pulse), ns(patience)
         self._model = Download(wire.room(self.wanted))
-        self._post = Post(name, inline, chunk)
+        self._post = Post(name, inline, chunk, self.identity.say)
         self._busy: wire.Call | None = None
         self._began = 0
         self._took = 0.0
@@ -85,7 +90,8 @@ class Client(Machine):
         return ("model", "round", "blob/+", *(f"c/{self.name}/{what}" for what in ("ack", "have", "state")))
 
     def will(self) -> Say:
-        return Say(f"c/{self.name}/state", wire.say(wire.Presence(here=False)), retain=True)
+        topic = f"c/{self.name}/state"
+        return Say(topic, self.identity.say(topic, wire.say(wire.Presence(here=False))), retain=True)
 
     def start(self, kept: Mapping[str, Any], now: int) -> Answer:
         out = Answer()
@@ -99,8 +105,9 @@ class Client(Machine):
 
     def heard(self, topic: str, payload: bytes, now: int) -> Answer:
         out = Answer()
-        if self.outcome:
+        if self.outcome or (message := self.identity.heard(topic, payload, out)) is None:
             return out
+        payload = message
         try:
             if topic == "round":
                 self._heard_call(wire.hear(wire.Call, payload), now, out)
@@ -263,7 +270,7 @@ class Client(Machine):
         if ack.reason == "unknown-client":  # it did not hear that we are here; the update is said again in a while
             self._present(now, out, always=True)
             return
-        if not self._post.heard(ack):
+        if self.identity.doubted(ack, out) or not self._post.heard(ack):
             return
         self._again = None
         if ack.status == wire.REFUSED:
@@ -312,7 +319,7 @@ class Client(Machine):
             self._post.memory,
             now,
         )
-        out.work = Work("fit", act)
+        out.work = Work("fit", self.identity.closed(call, act))
 
     def _made(self, call: wire.Call, result: Trained, now: int, out: Answer) -> None:
         if self.call is not None and self.call.round > call.round and not self.call.open:
@@ -328,7 +335,8 @@ class Client(Machine):
     # -- what is said -----------------------------------------------------------------------------------------------
 
     def _say(self, out: Answer, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        out.say.append(Say(f"c/{self.name}/{topic}", payload, retain))
+        topic = f"c/{self.name}/{topic}"
+        out.say.append(Say(topic, self.identity.say(topic, payload), retain))
 
     @property
     def _wanting(self) -> bool:

@@ -15,12 +15,14 @@ from typing import Any
 from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
 from nodes.federated.desk import Desk, Settled
+from nodes.federated.identity import UNPROVEN, Leader
 from nodes.federated.intake import Form
 from nodes.federated.job import Job
 from nodes.federated.machine import Answer, Machine, Work
 from nodes.federated.roster import Roster
 from nodes.federated.rounds import AGGREGATING, COLLECTING, Evaluate, Merged, Round, means, merge, row
 from nodes.federated.rules import Rules, ns
+from nodes.federated.trust import COORDINATOR, CoordinatorTrust
 from nodes.federated.uploads import Place
 from nodes.federated.voice import Voice
 from nodes.federated.weights import Weights, digest, shapes
@@ -37,6 +39,7 @@ class Coordinator(Machine):
     :param strategy: used only there.
     :param inline: bytes of a model that still travels in one message; ``chunk``: of a larger one's pieces.
     :param place: where large updates grow; None: in memory.
+    :param trust: whose updates it takes, and its own key.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Coordinator(Machine):
         inline: int = wire.INLINE,
         chunk: int = wire.CHUNK,
         place: Place | None = None,
+        trust: CoordinatorTrust = COORDINATOR,
     ) -> None:
         self.rules, self.strategy, self.compressor, self.evaluate = rules, strategy, compressor, evaluate
         self.wanted = shapes(model)
@@ -61,8 +65,9 @@ class Coordinator(Machine):
         """Messages that were none."""
         self._voice = Voice(rules, self.wanted, self.quorum, inline, chunk)
         self._voice.private = strategy.asked()
+        self.identity = self._voice.identity = Leader(rules.job, trust)
         form = Form(self.wanted, strategy.extras(self.wanted), compressor)
-        self.desk = Desk(rules, form, self.roster, self._voice, Place() if place is None else place)
+        self.desk = Desk(rules, form, self.roster, self._voice, Place() if place is None else place, self.identity)
         self._idle_since = 0
         self._repeat: int | None = None
         self._silent: frozenset[str] = frozenset()
@@ -124,7 +129,11 @@ class Coordinator(Machine):
         out = Answer()
         if self.job.outcome:
             return out
-        parts = topic.split("/")
+        if (message := self.identity.heard(topic, payload, out)) is None:
+            if topic == "round":  # what is retained must be ours
+                self._voice.call(self.job, self.round, out)
+            return out
+        payload, parts = message, topic.split("/")
         try:
             match parts:
                 case ["round"]:
@@ -199,7 +208,7 @@ class Coordinator(Machine):
         self._undo()
         self.desk.begin(kept, self.job.run)
         for key in list(kept):
-            if key.startswith("client/"):
+            if key.startswith("client/") and self.identity.knows(key.removeprefix("client/")):
                 self.roster.load(key.removeprefix("client/"), kept[key])
         if (saved := kept.get("round")) is not None:
             held = self.round = Round.of(saved)
@@ -298,6 +307,8 @@ class Coordinator(Machine):
             return
         if held.phase != COLLECTING:
             return
+        if not reason and self.rules.buffer is None and number != held.number:
+            return  # a repeat of one of an earlier round: its client's answer to this one is still waited for
         if not reason:
             held.waiting.discard(client)
             held.refused.pop(client, None)
@@ -305,6 +316,8 @@ class Coordinator(Machine):
             return
         else:
             held.refused[client] = reason
+            if reason in UNPROVEN:  # anybody may have said it in this client's name
+                return
             held.waiting.discard(client)
             if self.rules.buffer is None:
                 self._fill(held, now, out)

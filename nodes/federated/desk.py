@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from broker.blobs import BlobError
 from nodes.federated import wire
+from nodes.federated.identity import UNPROVEN, Leader
 from nodes.federated.intake import Form, RefusedError, Taken, examine, read
 from nodes.federated.job import Job
 from nodes.federated.machine import Answer
@@ -44,13 +45,14 @@ class Desk:
 
     :param voice: says the answers.
     :param place: where large updates grow.
+    :param identity: opens updates, and knows whose they are.
     :ivar taken: (client, round) → update, committed, not yet used.
     :ivar answers: client → the last round for which an update of it was taken.
     :ivar up: bytes that came since it was set to 0.
     """
 
-    def __init__(self, rules: Rules, form: Form, roster: Roster, voice: Voice, place: Place) -> None:
-        self.rules, self.form, self.roster = rules, form, roster
+    def __init__(self, rules: Rules, form: Form, roster: Roster, voice: Voice, place: Place, identity: Leader) -> None:
+        self.rules, self.form, self.roster, self.identity = rules, form, roster, identity
         self.kept: Mapping[str, Any] = {}
         """What was committed last."""
         self.taken: dict[tuple[str, int], Taken] = {}
@@ -105,6 +107,7 @@ class Desk:
     ) -> Settled | None:
         number = job.number
         try:
+            payload = self.identity.update(client, payload, job.run)
             update = read(payload, client, self.rules.job, job.run)
             number = update.round
             if (settled := self._known(client, number, job, held, out)) is not None:
@@ -178,7 +181,8 @@ class Desk:
         """It does not count, and is kept to be looked at: one for each client and round, and the last few."""
         text = str(why)[:300]
         self._voice.ack(job, client, number, wire.REFUSED, out, why.reason, text)
-        self._uploads.forget(client)
+        if why.reason not in UNPROVEN:  # else another's word would end what this client is sending
+            self._uploads.forget(client)
         if why.reason in OUT_OF_STEP:
             return None
         key = f"quarantine/{number}/{client}"

@@ -8,7 +8,9 @@ from typing import Any
 
 from nodes.federated import wire
 from nodes.federated.download import Download
+from nodes.federated.identity import Member
 from nodes.federated.machine import Answer, Machine, Say, Work
+from nodes.federated.trust import ClientTrust
 from nodes.federated.weights import Weights, digest, fit
 from schemas.errors import PayloadError
 
@@ -19,14 +21,18 @@ LARGEST = 1 << 30
 class Follower(Machine):
     """Hands over each new global model, the latest first; what was replaced meanwhile is left out.
 
+    :param coordinator: public key (Ed25519) of who leads the job; what it did not sign is passed over. None: all is believed.
     :param name: ours on the job's topics, as a client's.
     :param take: what is done with a model; called in a thread, one at a time. What it raises is for it to have said.
     """
 
-    def __init__(self, job: str, name: str, take: Callable[[wire.Manifest, Weights], None]) -> None:
+    def __init__(
+        self, job: str, name: str, take: Callable[[wire.Manifest, Weights], None], coordinator: bytes | None = None
+    ) -> None:
         self.job, self.name = job, name
         self.garbage = 0
         """Messages that were none, and models that were not what their manifest says."""
+        self._identity = Member(job, name, ClientTrust(coordinator=coordinator))
         self._take = take
         self._newest = (0, 0, -1)
         self._next: wire.Manifest | None = None
@@ -41,6 +47,9 @@ class Follower(Machine):
 
     def heard(self, topic: str, payload: bytes, now: int) -> Answer:
         out = Answer()
+        if (message := self._identity.heard(topic, payload, out)) is None:
+            return out
+        payload = message
         if topic.startswith("blob/"):
             self._model.took(payload, now)
         elif payload:

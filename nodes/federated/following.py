@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nodes import log
-from nodes.federated import file, wire
+from nodes.federated import file, key_options, wire
 from nodes.federated.follower import Follower
 from nodes.federated.party import Party
 from nodes.federated.store import Store
@@ -26,10 +26,16 @@ class Exchanges(Protocol):
         """Answer with that model from now on."""
 
 
-async def follow(operator: Exchanges, context: Context, job: str, path: Path) -> None:
+def name_of(context: Context) -> str:
+    """Under which it asks for what it lacks of a model, on the job's topics."""
+    return topics.level(f"{context.state.name}-model")
+
+
+async def follow(operator: Exchanges, context: Context, job: str, path: Path, coordinator: str | None = None) -> None:
     """Until cancelled.
 
     :param path: where the newest model is kept.
+    :param coordinator: whose models are taken over, as the option of that name says; None: all.
     """
 
     def take(manifest: wire.Manifest, weights: Weights) -> None:
@@ -49,7 +55,8 @@ async def follow(operator: Exchanges, context: Context, job: str, path: Path) ->
     def connect(**options: Any) -> Any:
         return context.bus(None, f"{context.state.name}-model", patience=math.inf, **options)
 
-    machine = Follower(job, topics.level(f"{context.state.name}-model"), take)
+    public = key_options.client_trust(None, coordinator, context).coordinator
+    machine = Follower(job, name_of(context), take, public)
     party = Party(machine, Store(None), connect, topics.federated(context.topology, job), node=context.node, job=job)
     try:
         await party.open()

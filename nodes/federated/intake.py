@@ -19,8 +19,9 @@ from schemas.messages import Array
 class RefusedError(PenstockError):
     """This update does not count.
 
-    :param reason: a short stable word: those of :class:`PayloadError` and :class:`UnfitError`, and ``job``, ``client``, ``base``,
-        ``samples``, ``norm``, ``extra``, ``not-asked``, ``unknown-client``, ``future``.
+    :param reason: a short stable word: those of :class:`PayloadError` and :class:`UnfitError`, and ``job``, ``client``,
+        ``base``, ``samples``, ``norm``, ``extra``, ``not-asked``, ``unknown-client``, ``future``, ``unsigned``, ``unsealed``,
+        ``signature``, ``sealed``.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

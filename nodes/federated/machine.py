@@ -45,6 +45,7 @@ class Answer:
     :param commit: key → plain msgpack value, durable before anything is published; None forgets the key.
     :param rows: for the coordinator's output stream: one row of plain numbers and texts for each round that ended.
     :param over: the machine's job is done; nothing more will come of it.
+    :param tell: for the log: what a person should know, in plain words.
     """
 
     commit: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Answer:
     work: Work | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     over: bool = False
+    tell: list[str] = field(default_factory=list)
 
 
 class Machine(ABC):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from nodes.choice import Chosen, choice
+from nodes.federated.key_options import KEY, Key
 from nodes.operator import Context
 from nodes.options import Options
 from schemas import topics
@@ -30,6 +31,7 @@ class JobOptions(Options):
     broker: str | None = Field(
         None, description="name of a broker of the topology, or its URL, where the job is; the host's own if left out"
     )
+    key: Key = Field(None, description=KEY)
 
     @field_validator("job")
     @classmethod

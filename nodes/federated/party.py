@@ -262,6 +262,8 @@ class Party:
                 self._ahead += len(publication.payload)
             if answer.work is not None:
                 self._begin(answer.work)
+            for text in answer.tell:
+                log.warning(text, **self._told)
             self.over = self.over or answer.over
         if self._outgoing:
             self._to_send.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from broker.blobs import Pace
@@ -17,12 +17,16 @@ class Post:
 
     :param name: of the client.
     :param inline: bytes of an update that still travels in one message; ``chunk``: of a larger one's pieces.
+    :param sign: (topic, payload) → the payload as it travels there.
     :ivar memory: what counts when it trains next.
     :ivar number: the round of the update; 0: there is none.
     :ivar answer: what became of it; empty: not known.
     """
 
-    def __init__(self, name: str, inline: int, chunk: int) -> None:
+    def __init__(
+        self, name: str, inline: int, chunk: int, sign: Callable[[str, bytes], bytes] = lambda _, payload: payload
+    ) -> None:
+        self._sign = sign
         self.memory = Memory.of(None)
         self.number = 0
         self.answer = ""
@@ -97,7 +101,8 @@ class Post:
         return None if self._upload is None else self._upload.wake()
 
     def _say(self, topic: str, payload: bytes, out: Answer) -> None:
-        out.say.append(Say(f"c/{self._name}/{topic}", payload))
+        topic = f"c/{self._name}/{topic}"
+        out.say.append(Say(topic, self._sign(topic, payload)))
 
     def doubt(self) -> bool:
         """The coordinator is another than the one that answered. It says anew what it has taken, unless it lost that; True: there

@@ -35,3 +35,7 @@ class CoordinatorTrust:
 
     signer: Signer | None = None
     devices: Mapping[str, bytes] | None = None
+
+
+CLIENT, COORDINATOR = ClientTrust(), CoordinatorTrust()
+"""Those of a job without keys."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from broker.blobs import Broadcast, offer
 from nodes.federated import wire
+from nodes.federated.identity import Leader
 from nodes.federated.job import Job
 from nodes.federated.machine import Answer, Say
 from nodes.federated.rounds import Round
@@ -38,9 +39,13 @@ class Voice:
         """Whether there is anybody who hears."""
         self._broadcast: Broadcast | None = None
         self._digest = ""
+        self.identity: Leader | None = None
+        """Signs what is said; None: nobody does."""
 
     def say(self, out: Answer, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Anything."""
+        if self.identity is not None:
+            payload = self.identity.say(topic, payload)
         self.down += len(payload)
         out.say.append(Say(topic, payload, retain))
 
@@ -71,6 +76,7 @@ class Voice:
             private=self.private,
             aborted=tuple(job.aborted),
             why=job.outcome,
+            seal=b"" if self.identity is None else self.identity.seal,
         )
         self.say(out, "round", wire.say(call), retain=True)
 

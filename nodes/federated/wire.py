@@ -70,6 +70,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", ta
     :param private: what is done to an update before it leaves, and that nothing else is told; empty: nothing.
     :param aborted: the last rounds that came to nothing: updates for them were not used.
     :param why: with phase ``over``: what ended the job.
+    :param seal: the coordinator's public key (X25519) to which clients that have a key seal their updates; empty: they do not.
     """
 
     job: str
@@ -89,6 +90,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", ta
     private: dict[str, Any] = {}
     aborted: tuple[int, ...] = ()
     why: str = ""
+    seal: bytes = b""
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="fl-model/1", gc=False):
@@ -114,7 +116,6 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"
     chunk: int = 0
     data: bytes = b""
     metrics: dict[str, float] = {}
-    signature: bytes = b""
 
 
 class Ack(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="fl-ack/1"):
@@ -157,6 +158,28 @@ class Parcel(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", 
     chunk: int
 
 
+class Signed(msgspec.Struct, frozen=True, tag_field="type", tag="fl-signed/1", gc=False):
+    """Any other message, and who said it on which topic of which job: :mod:`nodes.federated.identity`. ``type`` comes first.
+
+    :param signature: Ed25519, 64 bytes, of the message for the purpose ``<job>/<topic>`` (:func:`nodes.privacy.keys.verify`).
+    """
+
+    signature: bytes
+    message: bytes
+
+
+class Sealed(msgspec.Struct, frozen=True, tag_field="type", tag="fl-sealed/1", gc=False):
+    """An ``update/1`` that only the coordinator can read (:func:`nodes.privacy.sealing.seal_for`). ``type`` comes first.
+
+    :param by: the device's public key (Ed25519); who knows the device's key from elsewhere does not look at it.
+    """
+
+    run: int
+    round: int
+    by: bytes
+    box: bytes
+
+
 class ModelBody(msgspec.Struct):
     """The bytes of a model: its arrays, and those that the strategy shares with the clients."""
 
@@ -166,12 +189,13 @@ class ModelBody(msgspec.Struct):
 
 _encoder = msgspec.msgpack.Encoder()
 _DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Presence, Call, Manifest, Ack, Ask, Parcel, ModelBody)
+    kind: msgspec.msgpack.Decoder(kind)
+    for kind in (Presence, Call, Manifest, Ack, Ask, Parcel, Signed, Sealed, ModelBody)
 }
-T = TypeVar("T", Presence, Call, Manifest, Ack, Ask, Parcel, ModelBody)
+T = TypeVar("T", Presence, Call, Manifest, Ack, Ask, Parcel, Signed, Sealed, ModelBody)
 
 
-def say(message: Presence | Call | Manifest | Ack | Ask | Parcel) -> bytes:
+def say(message: Presence | Call | Manifest | Ack | Ask | Parcel | Signed | Sealed) -> bytes:
     """The message as it travels."""
     return _encoder.encode(message)
 
@@ -188,6 +212,25 @@ def hear(kind: type[T], payload: bytes | memoryview) -> T:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise PayloadError("not-msgpack", str(error)[:200]) from None
     return heard
+
+
+def signed(payload: bytes | memoryview) -> Signed | None:
+    """The message as it was signed; None: it is none that was."""
+    return _wrapped(Signed, b"fl-signed/1", payload)
+
+
+def sealed(payload: bytes | memoryview) -> Sealed | None:
+    """The update as it was sealed; None: it is none that was."""
+    return _wrapped(Sealed, b"fl-sealed/1", payload)
+
+
+def _wrapped(kind: type[T], tag: bytes, payload: bytes | memoryview) -> T | None:
+    if tag not in bytes(payload[:24]):  # most are not wrapped, and need not be read twice
+        return None
+    try:
+        return hear(kind, payload)
+    except PayloadError:
+        return None
 
 
 # -- arrays ---------------------------------------------------------------------------------------------------------

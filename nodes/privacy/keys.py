@@ -61,6 +61,14 @@ def _library() -> Any:
     )
 
 
+def require() -> None:
+    """Find out now whether all this can be done.
+
+    :raises MissingError: the library is not installed.
+    """
+    _library()
+
+
 def seed() -> bytes:
     """A new secret of :data:`SEED` bytes, from the system."""
     return os.urandom(SEED)

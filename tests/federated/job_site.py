@@ -17,6 +17,7 @@ from nodes.federated.client import Client
 from nodes.federated.coordinator import Coordinator
 from nodes.federated.machine import Machine, Say
 from nodes.federated.rules import Rules
+from nodes.federated.trust import CLIENT, COORDINATOR, ClientTrust, CoordinatorTrust
 from nodes.federated.uploads import Place
 from nodes.federated.virtual import Fault, Link, Peer, Took, World
 from nodes.federated.weights import Weights, fit, plus, shapes
@@ -160,6 +161,8 @@ class Site:
     trainer: Callable[[], Softmax] = Softmax
     place: Callable[[], Place] = Place
     sizes: dict[str, Any] = field(default_factory=dict)
+    lead_trust: CoordinatorTrust = COORDINATOR
+    client_trust: Callable[[str], ClientTrust] = lambda _: CLIENT
 
     def __post_init__(self) -> None:
         self.commits: list[dict[str, Any]] = []
@@ -181,6 +184,7 @@ class Site:
             compressor=self.compressor,
             evaluate=self.evaluate,
             place=self.place(),
+            trust=self.lead_trust,
             **self.sizes,
         )
         self.leads.append(lead)
@@ -199,6 +203,7 @@ class Site:
                 lambda: examples,
                 lambda: len(examples),
                 compressors=lambda spec: self.compressor,
+                trust=self.client_trust(name(k)),
                 **self.sizes,
             )
 
