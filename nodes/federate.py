@@ -20,6 +20,7 @@ from nodes.choice import Chosen, choice
 from nodes.federated import key_options, kinds
 from nodes.federated.fitting import Evaluated, Fitting, check_held_out, evaluation
 from nodes.federated.options import JobOptions
+from nodes.federated.pooled import Pooled
 from nodes.federated.telling import tell
 from nodes.federated.weights import Shape
 from nodes.operator import Chunk, Context, Draft, Flow, Source
@@ -29,9 +30,12 @@ from schemas.units import Duration
 
 if TYPE_CHECKING:
     from broker.blob_store import BlobStore
+    from nodes.federated.alone import Solo
     from nodes.federated.coordinator import Coordinator
     from nodes.federated.party import Party
+    from nodes.federated.pooled import PoolSide
     from nodes.federated.rules import Rules
+    from nodes.federated.trust import CoordinatorTrust
     from nodes.strategies._strategy import Strategy
 
     Strategic = Chosen
@@ -42,6 +46,8 @@ else:
 SECOND = 10**9
 UPLOADS = 4 * 10**9
 """Bytes that large updates on their way may take on the disk, together. What has arrived of them outlives a crash."""
+SHUT = 10.0
+"""Seconds that it may take to say that a job's pool is closed."""
 TEXTS = ("job", "status", "why")
 WHOLE = ("round", "version", "clients", "asked", "samples", "refused", "stale", "bytes_up", "bytes_down")
 REAL = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss", "epsilon", "seconds")
@@ -129,6 +135,9 @@ class Config(JobOptions):
     limits: Limits = Field(Limits.model_validate({}), description="what an update may be at most")
     devices: str | dict[str, str] | None = Field(None, min_length=1, description=key_options.DEVICES)
     privacy: Privacy | None = Field(None, description="differential privacy of whole clients; none if left out")
+    pool: Pooled | None = Field(
+        None, description="takes examples that gateways give (pool) and learns from them: alone, or beside the clients"
+    )
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -141,6 +150,8 @@ class Config(JobOptions):
             with self.compress.at("compress"):
                 self.compress.options.check(context)
         check_held_out(self.evaluate, context, "evaluate")
+        if self.pool is not None and (why := self.pool.wrong(self)):
+            raise ConfigError(Problem(("pool",), why, on_key=True))
         if self.privacy is not None and (why := self._not_private()):
             raise ConfigError(Problem(("privacy",), why, on_key=True))
 
@@ -228,7 +239,8 @@ class FederateSource(Source):
         self._config = config
         self._context = context
         self._party: Party | None = None
-        self._coordinator: Coordinator | None = None
+        self._coordinator: Coordinator | Solo | None = None
+        self._pool: PoolSide | None = None
         self._uploads: BlobStore | None = None
         self._after = 0
         self._news = asyncio.Event()
@@ -238,27 +250,18 @@ class FederateSource(Source):
         :raises MissingError: the trainer's library is not installed.
         :raises ConfigError: the examples to evaluate on are not such, or do not fit the model.
         """
-        from broker.blob_store import BlobStore
-        from nodes.federated.coordinator import Coordinator
         from nodes.federated.party import Party
         from nodes.federated.store import Store
-        from nodes.federated.uploads import OnDisk
 
         config, context = self._config, self._context
         self._after = position or 0
-        trainer = kinds.trainer(config.trainer, context)
-        rules = config.rules()
-        folder = context.state / f"{config.job}.uploads"
-        self._uploads = BlobStore(folder, UPLOADS, durable=False)
-        self._coordinator = Coordinator(
-            rules,
-            config.chosen_strategy(),
-            trainer.weights(),
-            place=OnDisk(self._uploads),
-            trust=key_options.coordinator_trust(config.key, config.devices, context),
-            compressor=kinds.compressor(rules.compress),
-            evaluate=None if config.evaluate is None else evaluation(config.evaluate, trainer, context),
-        )
+        trust = key_options.coordinator_trust(config.key, config.devices, context)
+        if config.pool is not None:
+            from nodes.federated.pooled import PoolSide
+
+            self._pool = PoolSide(config.pool, config, trust, context)
+            trust = self._pool.trust
+        self._coordinator = self._leader(trust)
         store = Store(context.state / f"{config.job}.sqlite", synced=("model",))
         self._party = Party(
             self._coordinator,
@@ -270,13 +273,56 @@ class FederateSource(Source):
             job=config.job,
         )
         await self._party.open()
+        if self._pool is not None and config.pool is not None:
+            await self._pool.open(None if config.pool.alone is None else self._party)
         return store.stream
+
+    def _leader(self, trust: CoordinatorTrust) -> Coordinator | Solo:
+        """Who makes the models: of clients' updates, or of the pool."""
+        from broker.blob_store import BlobStore
+        from nodes.federated.coordinator import Coordinator
+        from nodes.federated.uploads import OnDisk
+
+        config, context = self._config, self._context
+        trainer, rules = kinds.trainer(config.trainer, context), config.rules()
+        evaluate = None if config.evaluate is None else evaluation(config.evaluate, trainer, context)
+        if self._pool is not None and config.pool is not None and config.pool.alone is not None:
+            return self._pool.solo(config.pool.alone, rules, trainer, evaluate)
+        self._uploads = BlobStore(context.state / f"{config.job}.uploads", UPLOADS, durable=False)
+        return Coordinator(
+            rules,
+            config.chosen_strategy(),
+            trainer.weights(),
+            place=OnDisk(self._uploads),
+            trust=trust,
+            compressor=kinds.compressor(rules.compress),
+            evaluate=evaluate,
+        )
+
+    async def _lead(self, party: Party) -> None:
+        """Until the job is over."""
+        leading = asyncio.create_task(party.run(), name="federate")
+        tasks = {leading}
+        if self._pool is not None:
+            tasks.add(asyncio.create_task(self._pool.run(), name="pool"))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            await leading
+            if self._pool is not None and self._coordinator is not None and self._coordinator.outcome != "fenced":
+                self._pool.shut()
+                await asyncio.wait(tasks, timeout=SHUT)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         party = self._party
         if party is None:
             return
-        leading = asyncio.create_task(party.run(), name="federate")
+        leading = asyncio.create_task(self._lead(party))
         leading.add_done_callback(lambda _: self._news.set())
         try:
             while True:
@@ -314,6 +360,9 @@ class FederateSource(Source):
         if self._party is not None:
             await self._party.close()
             self._party = None
+        if self._pool is not None:
+            await self._pool.close()
+            self._pool = None
         if self._uploads is not None:
             self._uploads.close()
             self._uploads = None

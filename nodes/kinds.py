@@ -10,7 +10,7 @@ from types import ModuleType
 
 from schemas.errors import ConfigError, did_you_mean
 
-NODE_KINDS = ("ingest", "preprocess", "infer", "aggregate", "join", "uplink", "custom", "train", "federate")
+NODE_KINDS = ("ingest", "preprocess", "infer", "aggregate", "join", "uplink", "custom", "train", "federate", "pool")
 """Node kinds, each a module of this package."""
 
 FAMILIES = {

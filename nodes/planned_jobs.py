@@ -6,7 +6,7 @@ The other side of a job may be in another topology's file: only what is here is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nodes.operator import Context
 from nodes.options import Options
@@ -49,6 +49,39 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
                     yield Problem(where, f"{clients[client]!r} is the client {client!r} of the job {job!r} already")
                 clients.setdefault(client, name)
         yield from _keys(topology, members)
+    first_leads = {job: members[0][2] for job, members in jobs.items() if members[0][1] == "federate"}
+    yield from _gifts(topology, configs, first_leads)
+
+
+def _gifts(topology: Topology, configs: Mapping[str, Options], leads: Mapping[str, JobOptions]) -> Iterator[Problem]:
+    """Who gives to a job that takes nothing, or two of one name.
+
+    :param leads: job → ``federate`` of it.
+    """
+    from nodes.federated import key_options
+
+    givers: dict[tuple[str, str], str] = {}
+    for name, node in topology.nodes.items():
+        if node.kind != "pool" or name not in configs:
+            continue
+        config: Any = configs[name]
+        job, client = config.job, config.client or name
+        if (first := givers.setdefault((job, client), name)) != name:
+            where = "client" if config.client else "job"
+            yield Problem(("nodes", name, "pool", where), f"{first!r} already gives to the job {job!r} as {client!r}")
+        lead: Any = leads.get(job)
+        if lead is None:
+            continue
+        if lead.pool is None:
+            yield Problem(("nodes", name, "pool", "job"), f"who leads the job {job!r} has no 'pool', and takes nothing")
+        elif lead.devices is not None:
+            try:
+                devices = key_options.known(lead.devices, Context(topology.name, name, topology.base, topology.base))
+            except PenstockError:
+                continue  # told at its own option
+            if client not in devices:
+                why = f"who leads the job has no key of {client!r} among its devices"
+                yield Problem(("nodes", name, "pool"), why, on_key=True)
 
 
 def _keys(topology: Topology, members: list[tuple[str, str, JobOptions]]) -> Iterator[Problem]:

@@ -148,7 +148,9 @@ class Supervisor:
 
     def end(self) -> None:
         """End the sources as if their data had ended, and what goes on without any; the run then completes by itself."""
-        self._tell(end=[name for name, view in self.views.items() if view.kind in {"ingest", "federate", "train"}])
+        self._tell(
+            end=[name for name, view in self.views.items() if view.kind in {"ingest", "federate", "train", "pool"}]
+        )
 
     async def stop(self) -> None:
         """Drain: sources first, then down the topology, each when those before it have left; state is kept."""

@@ -21,11 +21,12 @@ from pydantic import Field, field_validator, model_validator
 from nodes import log
 from nodes.federated import key_options
 from nodes.federated.fitting import Alone, check_held_out, evaluation
+from nodes.federated.label_options import LabelOptions
 from nodes.federated.options import JobOptions, level
 from nodes.federated.permission import EVERY, When
 from nodes.federated.telling import tell
-from nodes.operator import Context, Flow, Sink
-from schemas.errors import ConfigError, Problem, RejectedError, did_you_mean
+from nodes.operator import Context, Sink
+from schemas.errors import ConfigError, Problem, RejectedError
 from schemas.expressions import Number
 from schemas.messages import Message
 from schemas.units import Size
@@ -34,37 +35,21 @@ if TYPE_CHECKING:
     from nodes.federated.alone import Solo
     from nodes.federated.client import Client
     from nodes.federated.examples import Example, ExampleStore
-    from nodes.federated.labelled import Labelled
     from nodes.federated.party import Party
     from nodes.federated.replay import Stock
     from nodes.trainers._trainer import Trainer
 
-TYPES = frozenset({"frame/1", "tensors/1", "readings/1"})
 TOLD_EVERY = 2.0
 """Seconds after which the client is told again that there are other examples."""
 
 
-class Config(JobOptions):
+class Config(LabelOptions, JobOptions):
     """Options of ``train``."""
 
     client: str | None = Field(
         None, description="name in the job; it and the examples belong together. The node's name if left out"
     )
-    label: str = Field(
-        "label", min_length=1, description="attribute of a frame or tensors, or column of readings, that is learned"
-    )
-    classes: list[str] | str | None = Field(
-        None, description="names of the classes, or a file with one a line; if left out, labels are their numbers"
-    )
-    target: Literal["class", "number"] = Field("class", description="what the label is; number: a regression")
-    fields: list[str] | None = Field(
-        None, min_length=1, description="columns of readings that are the input, in this order"
-    )
-    tensor: str | None = Field(None, description="which tensor is the input, where a message has several")
     scale: Number = Field(1.0, description="every value is multiplied by this; may be written 1/255")
-    unlabelled: Literal["reject", "skip"] = Field(
-        "reject", description="what becomes of messages and rows without a label. reject: dead letters; skip: left out"
-    )
     keep: int = Field(5000, ge=1, le=10_000_000, description="most examples that are kept")
     size: Size = Field(64 * 10**6, ge=1024, description="most bytes of examples that are kept")
     policy: Literal["latest", "reservoir", "balanced"] = Field(
@@ -98,8 +83,6 @@ class Config(JobOptions):
     def _fits(self) -> Config:
         if self.target == "number" and self.policy == "balanced":
             raise ValueError("policy: labels that are numbers have no classes to balance")
-        if self.target == "number" and self.classes is not None:
-            raise ValueError("classes: labels that are numbers have none")
         return self
 
     def check(self, context: Context) -> None:
@@ -111,42 +94,7 @@ class Config(JobOptions):
                 )
             check_held_out(self.alone.evaluate, context, "alone", "evaluate")
         key_options.check(context, self.key, self.coordinator)
-        names = self.names(context)
-        if names is not None and len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ConfigError(Problem(("classes",), f"the class {twice!r} is there twice"))
-        if self.fields is not None and self.label in self.fields:
-            raise ConfigError(Problem(("fields",), f"{self.label!r} is the label, so it cannot be part of the input"))
-
-    def names(self, context: Context) -> list[str] | None:
-        """The classes' names.
-
-        :raises ConfigError: their file cannot be read.
-        """
-        if not isinstance(self.classes, str):
-            return self.classes
-        path = context.path(self.classes)
-        try:
-            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(Problem(("classes",), f"cannot read {path}: {error}")) from None
-
-    def accepts(self) -> frozenset[str]:
-        return TYPES
-
-    def emits(self, inputs: Sequence[Flow], context: Context) -> dict[str, Flow]:
-        del context
-        for flow in inputs:
-            if flow.type != "readings/1":
-                continue
-            if self.fields is None:
-                raise ConfigError("say in 'fields' which columns of the readings are the input")
-            for key, names in (("fields", self.fields), ("label", [self.label])):
-                missing = [name for name in names if flow.fields is not None and name not in flow.fields]
-                if missing and flow.fields is not None:
-                    hint = did_you_mean(missing[0], flow.fields)
-                    raise ConfigError(Problem((key,), f"the readings have no column {missing[0]!r}{hint}"))
-        return {}
+        self.check_labels(context)
 
     def whole(self) -> str:
         return "each would be a client of the same name, with a part of its examples"
@@ -190,7 +138,7 @@ class TrainSink(Sink):
 
         config, context = self._config, self._context
         self._trainer = kinds.trainer(config.trainer, context)
-        self._labelled = self._reading()
+        self._labelled = config.reading(context)
         store = self._store = ExampleStore(
             context.state / "examples.sqlite",
             keep=config.keep,
@@ -248,20 +196,6 @@ class TrainSink(Sink):
             least=self._config.least,
             evaluate=None if held is None else evaluation(held, trainer, self._context),
             trust=key_options.coordinator_trust(self._config.key, None, self._context),
-        )
-
-    def _reading(self) -> Labelled:
-        from nodes.federated.labelled import Labelled
-
-        config = self._config
-        names = config.names(self._context)
-        return Labelled(
-            label=config.label,
-            fields=config.fields or (),
-            tensor=config.tensor,
-            classes=None if names is None else {name: number for number, name in enumerate(names)},
-            numbers=config.target == "number",
-            skip=config.unlabelled == "skip",
         )
 
     def _count(self) -> int:

@@ -76,7 +76,7 @@ class Giver(Machine):
         self.garbage = 0
         """Messages that were none, or not the trainer's."""
         self.outcome = ""
-        """Why it is over: ``given`` or ``withdrawn``."""
+        """Why it is over: ``given``, ``withdrawn``, or ``closed``: the job is over, and what waits was not taken."""
         self.trouble = ""
         """Why nothing is taken, or what was refused last; empty: no such reason is known."""
         self._inline, self._chunk = inline, chunk
@@ -90,7 +90,7 @@ class Giver(Machine):
         self._again: int | None = None
         self._pause = _FIRST
         self._since: int | None = None  # when the oldest that waits came
-        self._ends = self._told = False
+        self._ends = self._told = self._closed = False
 
     # -- the contract -----------------------------------------------------------------------------------------------
 
@@ -216,6 +216,11 @@ class Giver(Machine):
             if not self._told:
                 self._withdraw(now, out)
             return
+        self._closed = opened.closed
+        if opened.closed:
+            self._seal = None
+            self._go(now, out)
+            return
         if not opened.seal and not self.plain:
             self._seal = None
             self._tell("nothing is given: the trainer has no key to seal to, and 'plain' is not allowed here", out)
@@ -281,6 +286,8 @@ class Giver(Machine):
             out.work = Work("pack", partial(self._pack, self._done, self._seal, bind=bind))
         elif self._ends and not (self._busy or self._sent or self._done or self.outbox.count) and self.gives:
             self._over("given", out)
+        elif self._ends and self._closed and not self._busy:
+            self._over("closed", out)
 
     def _pack(self, done: int, seal: bytes, *, bind: bool) -> Packed | None:
         """In the thread: the next batch, as it travels.

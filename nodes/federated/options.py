@@ -23,11 +23,10 @@ else:
     Trained = choice("trainer")
 
 
-class JobOptions(Options):
-    """A job, its model, and the broker where it is."""
+class MeetingOptions(Options):
+    """A job, and the broker where it is."""
 
     job: str = Field(description="name of the job, the same on both sides")
-    trainer: Trained = Field(description="what learns, one of the trainers with its options; equal on both sides")
     broker: str | None = Field(
         None, description="name of a broker of the topology, or its URL, where the job is; the host's own if left out"
     )
@@ -39,8 +38,6 @@ class JobOptions(Options):
         return level(name)
 
     def check(self, context: Context) -> None:
-        with self.trainer.at("trainer"):
-            self.trainer.options.check(context)
         if self.broker is not None and "://" not in self.broker and self.broker not in context.brokers:
             hint = did_you_mean(self.broker, context.brokers)
             raise ConfigError(Problem(("broker",), f"unknown broker {self.broker!r}{hint}"))
@@ -60,6 +57,17 @@ class JobOptions(Options):
             "prompt": True,
         }
         return partial(context.bus, self.broker, name, patience=math.inf, **options)
+
+
+class JobOptions(MeetingOptions):
+    """A job and its model."""
+
+    trainer: Trained = Field(description="what learns, one of the trainers with its options; equal on both sides")
+
+    def check(self, context: Context) -> None:
+        with self.trainer.at("trainer"):
+            self.trainer.options.check(context)
+        super().check(context)
 
 
 def level(name: str) -> str:

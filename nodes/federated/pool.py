@@ -188,10 +188,16 @@ class Pool(Machine):
         self._go(now, out)
         return out
 
-    def _open(self, now: int, out: Answer) -> None:
-        """Say that there is a pool."""
+    def shut(self, now: int) -> Answer:
+        """The job is over: nothing more is taken."""
+        out = Answer(over=True)
+        self._open(now, out, closed=True)
+        return out
+
+    def _open(self, now: int, out: Answer, *, closed: bool = False) -> None:
+        """Say that there is a pool, or none any more."""
         self._said = now
-        said = pool_wire.say(Opened(self.job, b"" if self._opener is None else self._opener.public))
+        said = pool_wire.say(Opened(self.job, b"" if self._opener is None else self._opener.public, closed))
         out.say.append(Say("pool", pool_wire.sign(self._signer, self.job, "pool", said), retain=True))
 
     # -- what is heard ----------------------------------------------------------------------------------------------

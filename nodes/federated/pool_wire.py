@@ -35,10 +35,12 @@ class Opened(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", 
     """``pool``, retained: there is somebody who takes batches.
 
     :param seal: the public key (X25519) to which they are sealed; empty: they come as they are.
+    :param closed: nobody takes any more: the job is over.
     """
 
     job: str
     seal: bytes = b""
+    closed: bool = False
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="fl-batch/1", gc=False):

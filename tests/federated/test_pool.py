@@ -178,12 +178,12 @@ def test_nothing_on_the_bus_can_be_read_and_only_the_trainer_opens_it() -> None:
     assert len(pool_wire.unpack(opener.open(batch.data, about, PUBLIC["b"]), "b", numbers=False)) == len(DATA[1])
 
 
-SMALL = {"batch": 3000, "inline": 60_000}
-LARGE = {"batch": 6000, "inline": 500, "chunk": 700}
+SMALL: dict[str, Any] = {"batch": 3000, "inline": 60_000}
+LARGE: dict[str, Any] = {"batch": 6000, "inline": 500, "chunk": 700}
 
 
 @pytest.fixture(scope="module", params=[SMALL, LARGE], ids=["messages", "blobs"])
-def counted(request: pytest.FixtureRequest) -> tuple[dict[str, int], int, int]:
+def counted(request: pytest.FixtureRequest) -> tuple[dict[str, Any], int, int]:
     """How many points there are at which each side could die."""
     trainer, gateway = Deaths(), Deaths()
     site = Site(fault=trainer)
@@ -192,7 +192,7 @@ def counted(request: pytest.FixtureRequest) -> tuple[dict[str, int], int, int]:
     return request.param, trainer.points, gateway.points
 
 
-def killed(options: dict[str, int], trainer: Fault | None, gateway: Fault | None, link: Link = NEAR) -> Site:
+def killed(options: dict[str, Any], trainer: Fault | None, gateway: Fault | None, link: Link = NEAR) -> Site:
     site = Site(fault=trainer, link=link)
     site.gateway("a", given(DATA[0]), fault=gateway, **options)
     assert site.run(5000)
@@ -203,7 +203,7 @@ def killed(options: dict[str, int], trainer: Fault | None, gateway: Fault | None
     return site
 
 
-def test_killed_at_any_point_each_example_is_there_once(counted: tuple[dict[str, int], int, int]) -> None:
+def test_killed_at_any_point_each_example_is_there_once(counted: tuple[dict[str, Any], int, int]) -> None:
     options, trainer, gateway = counted
     assert trainer > 10 < gateway
     for point in range(trainer):
