@@ -96,16 +96,18 @@ def parties(path: Path, job: str | None, readers: list[str]) -> list[Rights]:
     found: list[Rights] = []
     for node in plan.nodes.values():
         known: Any = node.config
-        name = getattr(known, "job", None) if node.kind in {"train", "federate", "infer"} else None
+        name = getattr(known, "job", None) if node.kind in {"train", "federate", "infer", "pool"} else None
         if name is None:
             continue
         root = topics.federated(plan.topology.name, name)
         at = _broker(node)
         user = (plan.topology.brokers[at].user if at in plan.topology.brokers else None) or None
-        if node.kind == "train":
+        if node.kind == "pool":
+            found.append(of.rights(user or node.name, "giver", name, node.name, root, known.client or node.name))
+        elif node.kind == "train" and known.alone is None:
             client = known.client or node.name
             found.append(of.rights(user or client, "client", name, node.name, root, client))
-        elif node.kind == "federate":
+        elif node.kind in {"federate", "train"}:
             found.append(of.rights(user or node.name, "coordinator", name, node.name, root))
         else:
             found.append(of.rights(user or node.name, "follower", name, node.name, root, _follower(node)))

@@ -13,6 +13,8 @@ from schemas.errors import ConfigError
 MODEL = ("model", "blob/+")
 SAID_BY_CLIENTS = ("state", "up", "offer", "blob", "need", "ask")
 HEARD_BY_CLIENTS = ("ack", "have", "state")
+GIVEN = ("up", "offer", "blob", "withdraw")
+""":mod:`nodes.federated.giver`: below ``p/<client>/``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Rights:
     """One party of a job.
 
     :param user: as which it is to log in at the broker.
-    :param role: ``client``, ``coordinator``, ``follower`` or ``reader``.
+    :param role: ``client``, ``giver``, ``coordinator``, ``follower`` or ``reader``.
     :param node: its node; empty with a reader.
     :param publish: topic filters, whole: with the topology and the job before them.
     """
@@ -44,11 +46,13 @@ def client(name: str) -> tuple[Sequence[str], Sequence[str]]:
 
 def coordinator() -> tuple[Sequence[str], Sequence[str]]:
     """Likewise of the coordinator."""
-    return ["round", "ordered", *MODEL, "c/+/ack", "c/+/have"], [
-        "round",
-        "order",
-        *(f"c/+/{what}" for what in SAID_BY_CLIENTS),
-    ]
+    says = ["round", "ordered", *MODEL, "c/+/ack", "c/+/have", "pool", "p/+/ack", "p/+/have"]
+    return says, ["round", "order", *(f"c/+/{what}" for what in SAID_BY_CLIENTS), *(f"p/+/{what}" for what in GIVEN)]
+
+
+def giver(name: str) -> tuple[Sequence[str], Sequence[str]]:
+    """Likewise of a gateway that gives to the job's pool."""
+    return [f"p/{name}/{what}" for what in GIVEN], ["pool", f"p/{name}/ack", f"p/{name}/have"]
 
 
 def follower(name: str) -> tuple[Sequence[str], Sequence[str]]:
@@ -69,6 +73,7 @@ def rights(user: str, role: str, job: str, node: str, root: str, name: str = "")
     """
     publish, subscribe = {
         "client": lambda: client(name),
+        "giver": lambda: giver(name),
         "coordinator": coordinator,
         "follower": lambda: follower(name),
         "reader": reader,
