@@ -46,8 +46,13 @@ def client(name: str) -> tuple[Sequence[str], Sequence[str]]:
 
 def coordinator() -> tuple[Sequence[str], Sequence[str]]:
     """Likewise of the coordinator."""
-    says = ["round", "ordered", *MODEL, "c/+/ack", "c/+/have", "pool", "p/+/ack", "p/+/have"]
-    return says, ["round", "order", *(f"c/+/{what}" for what in SAID_BY_CLIENTS), *(f"p/+/{what}" for what in GIVEN)]
+    says = ["round", "ordered", *MODEL, "c/+/ack", "c/+/have"]
+    return says, ["round", "order", *(f"c/+/{what}" for what in SAID_BY_CLIENTS)]
+
+
+def taker() -> tuple[Sequence[str], Sequence[str]]:
+    """Likewise of who takes what is given to the job's pool, beside those of a coordinator."""
+    return ["pool", "p/+/ack", "p/+/have"], [f"p/+/{what}" for what in GIVEN]
 
 
 def giver(name: str) -> tuple[Sequence[str], Sequence[str]]:
@@ -75,6 +80,7 @@ def rights(user: str, role: str, job: str, node: str, root: str, name: str = "")
         "client": lambda: client(name),
         "giver": lambda: giver(name),
         "coordinator": coordinator,
+        "taker": taker,
         "follower": lambda: follower(name),
         "reader": reader,
     }[role]()
