@@ -18,20 +18,27 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from nodes import log
 from nodes.choice import Chosen, choice
 from nodes.federated import key_options, kinds, secure_options
+from nodes.federated.fitting import Evaluated, Fitting, check_held_out, evaluation
 from nodes.federated.options import JobOptions, Of, known
+from nodes.federated.pooled import Pooled
 from nodes.federated.secure_options import SecureSums
+from nodes.federated.telling import tell
 from nodes.federated.weights import Shape
 from nodes.operator import Chunk, Context, Draft, Flow, Source
 from nodes.privacy.dp import Privacy
 from schemas.errors import ConfigError, Problem
-from schemas.expressions import Number
 from schemas.units import Duration
 
 if TYPE_CHECKING:
     from broker.blob_store import BlobStore
+    from nodes.federated.alone import Solo
     from nodes.federated.coordinator import Coordinator
+    from nodes.federated.line import Way
+    from nodes.federated.machine import Machine
     from nodes.federated.party import Party
+    from nodes.federated.pooled import PoolSide
     from nodes.federated.rules import Rules
+    from nodes.federated.trust import CoordinatorTrust
     from nodes.strategies._strategy import Strategy
 
     Strategic = Chosen
@@ -42,6 +49,8 @@ else:
 SECOND = 10**9
 UPLOADS = 4 * 10**9
 """Bytes that large updates on their way may take on the disk, together. What has arrived of them outlives a crash."""
+SHUT = 10.0
+"""Seconds that it may take to say that a job's pool is closed."""
 TEXTS = ("job", "status", "why")
 WHOLE = ("round", "version", "clients", "asked", "samples", "refused", "stale", "bytes_up", "bytes_down")
 REAL = ("accuracy", "loss", "local_accuracy", "local_loss", "train_loss", "epsilon", "seconds")
@@ -57,6 +66,7 @@ NOT_AT_A_SITE = {
     "wait": "a site waits for its clients until the round of the job above ends",
     "tolerance": "which model is kept is for the job above to say: say it there",
     "buffer": "all updates of a site begin with the model of one round above, so they cannot come at any time",
+    "pool": "what is shared is for the leader of the job above to take",
     "every": "when there is a round is for the job above to say",
     "keep": "a site goes back when the job above does: say it there",
     "privacy": "its budget is for a number of rounds that only the job above knows: say it there",
@@ -67,15 +77,6 @@ NOT_AT_A_SITE = {
 
 class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Fitting(_Options):
-    """How each client trains in a round."""
-
-    epochs: int = Field(1, ge=0, le=10_000, description="times through its examples")
-    batch: int = Field(32, ge=1, description="examples of one step")
-    rate: float = Field(0.1, gt=0, description="learning rate")
-    momentum: float = Field(0.0, ge=0, lt=1, description="of stochastic gradient descent")
 
 
 class Clients(_Options):
@@ -93,15 +94,6 @@ class Clients(_Options):
         return self
 
 
-class HeldOut(_Options):
-    """Examples that no client has, to evaluate each model on."""
-
-    path: str = Field(description="an .npz file")
-    x: str = Field("images", description="its array of inputs, the first axis counting them")
-    y: str = Field("labels", description="its array of labels: numbers of classes, or numbers to be told")
-    scale: Number = Field(1.0, description="every value is multiplied by this; may be written 1/255")
-
-
 class Limits(_Options):
     """What an update may be at most; beyond it is refused, and kept to be looked at."""
 
@@ -116,10 +108,6 @@ class Buffer(_Options):
 
     size: int = Field(10, ge=1, description="updates that make a new model")
     stale: int = Field(20, ge=0, description="models that an update may be behind")
-
-
-def _bare_path(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
 
 
 def _bare_job(value: Any) -> Any:
@@ -163,9 +151,7 @@ class Config(JobOptions):
     )
     wait: Duration = Field(600 * SECOND, gt=0, description="for clients, while no round can begin; then the job ends")
     retries: int = Field(5, ge=0, description="rounds without success in a row after which the job ends")
-    evaluate: Annotated[HeldOut | None, BeforeValidator(_bare_path, json_schema_input_type=HeldOut | str | None)] = (
-        Field(None, description="examples to evaluate each model on; a path, or a map")
-    )
+    evaluate: Evaluated = Field(None, description="examples to evaluate each model on; a path, or a map")
     report: bool = Field(False, description="clients evaluate the model that they get on their own examples, and tell")
     until: dict[str, float] = Field(
         {}, max_length=1, description="ends the job when a metric is reached, e.g. {accuracy: 0.97} or {loss: 0.1}"
@@ -192,6 +178,9 @@ class Config(JobOptions):
     ] = Field(
         None, description="only sums of updates are seen, by nobody more than that: true, or a map; not if left out"
     )
+    pool: Pooled | None = Field(
+        None, description="takes examples that gateways give (pool) and learns from them: alone, or beside the clients"
+    )
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -203,14 +192,13 @@ class Config(JobOptions):
         if self.compress is not None:
             with self.compress.at("compress"):
                 self.compress.options.check(context)
-        if self.evaluate is not None and not context.path(self.evaluate.path).is_file():
-            where = ("evaluate", "path")
-            raise ConfigError(Problem(where, f"there is no file {context.path(self.evaluate.path)}"))
-
+        check_held_out(self.evaluate, context, "evaluate")
         if self.of is not None:
             self._check_of(self.of, context)
         if wrong := list(secure_options.problems(self)):
             raise ConfigError(*wrong)
+        if self.pool is not None and (why := self.pool.wrong(self)):
+            raise ConfigError(Problem(("pool",), why, on_key=True))
         if self.privacy is not None and (why := self._not_private()):
             raise ConfigError(Problem(("privacy",), why, on_key=True))
 
@@ -311,7 +299,8 @@ class FederateSource(Source):
         self._config = config
         self._context = context
         self._party: Party | None = None
-        self._coordinator: Coordinator | None = None
+        self._coordinator: Coordinator | Solo | None = None
+        self._pool: PoolSide | None = None
         self._uploads: BlobStore | None = None
         self._after = 0
         self._news = asyncio.Event()
@@ -321,12 +310,8 @@ class FederateSource(Source):
         :raises MissingError: the trainer's library is not installed.
         :raises ConfigError: the examples to evaluate on are not such, or do not fit the model.
         """
-        from broker.blob_store import BlobStore
-        from nodes.federated.held_out import evaluation
         from nodes.federated.party import Party
-        from nodes.federated.siting import lead
         from nodes.federated.store import Store
-        from nodes.federated.uploads import OnDisk
 
         config, context = self._config, self._context
         self._after = position or 0
@@ -334,24 +319,13 @@ class FederateSource(Source):
             from nodes.privacy.keys import require
 
             require()
-        trainer = kinds.trainer(config.trainer, context)
-        rules = config.rules()
-        folder = context.state / f"{config.job}.uploads"
-        self._uploads = BlobStore(folder, UPLOADS, durable=False)
-        given = config.model_dump(include={"fit", "rounds", "seed"}, exclude_unset=True)
-        machine, self._coordinator, ways = lead(
-            config.of,
-            given,
-            rules,
-            config.chosen_strategy(),
-            trainer.weights(),
-            context,
-            key_options.client_trust(config.key, None if config.of is None else config.of.coordinator, context),
-            place=OnDisk(self._uploads),
-            trust=key_options.coordinator_trust(config.key, config.devices, context),
-            compressor=kinds.compressor(rules.compress),
-            evaluate=None if config.evaluate is None else evaluation(config.evaluate, trainer, context),
-        )
+        trust = key_options.coordinator_trust(config.key, config.devices, context)
+        if config.pool is not None:
+            from nodes.federated.pooled import PoolSide
+
+            self._pool = PoolSide(config.pool, config, trust, context)
+            trust = self._pool.trust
+        machine, ways = self._leader(trust)
         store = Store(context.state / f"{config.job}.sqlite", synced=("model",))
         self._party = Party(
             machine,
@@ -364,13 +338,62 @@ class FederateSource(Source):
             job=config.job,
         )
         await self._party.open()
+        if self._pool is not None and config.pool is not None:
+            await self._pool.open(None if config.pool.alone is None else self._party)
         return store.stream
+
+    def _leader(self, trust: CoordinatorTrust) -> tuple[Machine, list[Way]]:
+        """Who makes the models (of clients' updates, or of the pool), and the buses beside the job's own."""
+        from broker.blob_store import BlobStore
+        from nodes.federated.siting import lead
+        from nodes.federated.uploads import OnDisk
+
+        config, context = self._config, self._context
+        trainer, rules = kinds.trainer(config.trainer, context), config.rules()
+        evaluate = None if config.evaluate is None else evaluation(config.evaluate, trainer, context)
+        if self._pool is not None and config.pool is not None and config.pool.alone is not None:
+            solo = self._coordinator = self._pool.solo(config.pool.alone, rules, trainer, evaluate)
+            return solo, []
+        self._uploads = BlobStore(context.state / f"{config.job}.uploads", UPLOADS, durable=False)
+        machine, self._coordinator, ways = lead(
+            config.of,
+            config.model_dump(include={"fit", "rounds", "seed"}, exclude_unset=True),
+            rules,
+            config.chosen_strategy(),
+            trainer.weights(),
+            context,
+            key_options.client_trust(config.key, None if config.of is None else config.of.coordinator, context),
+            place=OnDisk(self._uploads),
+            trust=trust,
+            compressor=kinds.compressor(rules.compress),
+            evaluate=evaluate,
+        )
+        return machine, ways
+
+    async def _lead(self, party: Party) -> None:
+        """Until the job is over."""
+        leading = asyncio.create_task(party.run(), name="federate")
+        tasks = {leading}
+        if self._pool is not None:
+            tasks.add(asyncio.create_task(self._pool.run(), name="pool"))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            await leading
+            if self._pool is not None and self._coordinator is not None and self._coordinator.outcome != "fenced":
+                self._pool.shut()
+                await asyncio.wait(tasks, timeout=SHUT)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         party = self._party
         if party is None:
             return
-        leading = asyncio.create_task(party.run(), name="federate")
+        leading = asyncio.create_task(self._lead(party))
         leading.add_done_callback(lambda _: self._news.set())
         try:
             while True:
@@ -378,7 +401,7 @@ class FederateSource(Source):
                 ended = leading.done()
                 for number, row in party.store.rows(self._after):
                     self._after = number
-                    self._tell(row)
+                    tell(self._context.node, row)
                     yield Chunk(self._drafts(row), number)
                 if ended and not party.store.rows(self._after, 1):
                     break
@@ -405,28 +428,13 @@ class FederateSource(Source):
         columns |= {name: np.array([row.get(name, math.nan)], np.float64) for name in REAL}
         return [Draft(self._config.job, int(row["time"]), Readings(n=1, columns=columns), str(row["round"]))]
 
-    def _tell(self, row: dict[str, Any]) -> None:
-        told = {name: round(row[name], 4) for name in ("accuracy", "loss") if row.get(name, math.nan) == row.get(name)}
-        if ABOVE in row:
-            told[ABOVE] = row[ABOVE]
-        if row["status"] != "committed":
-            told["why"] = row["why"]
-        said = log.info if row["status"] == "committed" else log.warning
-        clients, seconds = row["clients"], round(row["seconds"], 3)
-        said(
-            "round",
-            node=self._context.node,
-            round=row["round"],
-            status=row["status"],
-            clients=clients,
-            seconds=seconds,
-            **told,
-        )
-
     async def close(self) -> None:
         if self._party is not None:
             await self._party.close()
             self._party = None
+        if self._pool is not None:
+            await self._pool.close()
+            self._pool = None
         if self._uploads is not None:
             self._uploads.close()
             self._uploads = None

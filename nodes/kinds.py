@@ -12,7 +12,7 @@ from schemas.errors import ConfigError, did_you_mean
 
 NODE_KINDS = (
     *("ingest", "preprocess", "infer", "aggregate", "join", "uplink", "custom"),
-    *("train", "federate", "answer", "ask"),
+    *("train", "federate", "pool", "answer", "ask"),
 )
 """Node kinds, each a module of this package."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nodes import planned_sites
 from nodes.operator import Context
@@ -33,9 +33,9 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
             config: JobOptions = configs[name]  # type: ignore[assignment] # what these kinds have
             jobs.setdefault(config.job, []).append((name, node.kind, config))
     for job, members in jobs.items():
-        members.sort(key=lambda member: member[1] not in LEAD)  # the one that leads says what is right
+        members.sort(key=lambda member: not _leads(*member[1:]))  # the one that leads says what is right
         first = members[0]
-        leads = [(name, kind) for name, kind, _ in members if kind in LEAD]
+        leads = [(name, kind) for name, kind, config in members if _leads(kind, config)]
         for name, kind in leads[1:]:
             yield Problem(("nodes", name, kind, "job"), f"{leads[0][0]!r} leads the job {job!r} already")
         clients: dict[str, str] = {}
@@ -47,15 +47,19 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
                 yield Problem(("nodes", name, kind, "questions" if counts else "trainer"), said)
             if config.broker is None and (apart := _apart(topology, first, name)):
                 yield Problem(("nodes", name, kind), apart, on_key=True)
-            if kind not in LEAD and leads and (why := _never(first[2], config)):
-                yield Problem(
-                    ("nodes", name, kind, "privacy"), f"it would answer no call of {first[0]!r}: {why}", on_key=True
-                )
-            if said := _unwilling(first, config):
-                yield Problem(("nodes", name, kind, "secure"), said)
-            if kind == "train" and (missing := _cannot_agree(first, config)):
-                yield Problem(("nodes", name, kind), missing, on_key=True)
-            if kind not in LEAD:
+            if _leads(kind, config):
+                continue
+            if leads and leads[0][1] == "train":
+                said = f"{leads[0][0]!r} learns the job {job!r} alone, and asks no clients"
+                yield Problem(("nodes", name, kind, "job"), said)
+            else:
+                if leads and (why := _never(first[2], config)):
+                    said = f"it would answer no call of {first[0]!r}: {why}"
+                    yield Problem(("nodes", name, kind, "privacy"), said, on_key=True)
+                if said := _unwilling(first, config):
+                    yield Problem(("nodes", name, kind, "secure"), said)
+                if kind == "train" and (missing := _cannot_agree(first, config)):
+                    yield Problem(("nodes", name, kind), missing, on_key=True)
                 client = getattr(config, "client", None) or name
                 if client in clients:
                     where = ("nodes", name, kind, "client" if getattr(config, "client", None) else "job")
@@ -63,6 +67,39 @@ def problems(topology: Topology, configs: Mapping[str, Options]) -> Iterator[Pro
                 clients.setdefault(client, name)
         yield from _keys(topology, members)
     yield from planned_sites.problems(topology, jobs)
+    first_leads = {job: members[0][2] for job, members in jobs.items() if members[0][1] == "federate"}
+    yield from _gifts(topology, configs, first_leads)
+
+
+def _gifts(topology: Topology, configs: Mapping[str, Options], leads: Mapping[str, JobOptions]) -> Iterator[Problem]:
+    """Who gives to a job that takes nothing, or two of one name.
+
+    :param leads: job → ``federate`` of it.
+    """
+    from nodes.federated import key_options
+
+    givers: dict[tuple[str, str], str] = {}
+    for name, node in topology.nodes.items():
+        if node.kind != "pool" or name not in configs:
+            continue
+        config: Any = configs[name]
+        job, client = config.job, config.client or name
+        if (first := givers.setdefault((job, client), name)) != name:
+            where = "client" if config.client else "job"
+            yield Problem(("nodes", name, "pool", where), f"{first!r} already gives to the job {job!r} as {client!r}")
+        lead: Any = leads.get(job)
+        if lead is None:
+            continue
+        if lead.pool is None:
+            yield Problem(("nodes", name, "pool", "job"), f"who leads the job {job!r} has no 'pool', and takes nothing")
+        elif lead.devices is not None:
+            try:
+                devices = key_options.known(lead.devices, Context(topology.name, name, topology.base, topology.base))
+            except PenstockError:
+                continue  # told at its own option
+            if client not in devices:
+                why = f"who leads the job has no key of {client!r} among its devices"
+                yield Problem(("nodes", name, "pool"), why, on_key=True)
 
 
 def _keys(topology: Topology, members: list[tuple[str, str, JobOptions]]) -> Iterator[Problem]:
@@ -123,6 +160,11 @@ def _never(lead: JobOptions, client: JobOptions) -> str:
     noise = math.inf if asked.noise is None else asked.noise  # not known before it runs
     why: str = insists.too_little({"where": "local", "clip": asked.clip, "noise": min(noise, 1e6)})
     return why
+
+
+def _leads(kind: str, config: JobOptions) -> bool:
+    """Whether it makes the job's models: ``federate`` and ``ask``, and ``train`` that learns alone."""
+    return kind in LEAD or getattr(config, "alone", None) is not None
 
 
 def _apart(topology: Topology, first: tuple[str, str, JobOptions], name: str) -> str:

@@ -148,7 +148,7 @@ class Supervisor:
 
     def end(self) -> None:
         """End the sources as if their data had ended, and what goes on without any; the run then completes by itself."""
-        endless = {"ingest", "federate", "train", "ask", "answer"}
+        endless = {"ingest", "federate", "train", "ask", "answer", "pool"}
         self._tell(end=[name for name, view in self.views.items() if view.kind in endless])
 
     async def stop(self) -> None:

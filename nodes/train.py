@@ -3,6 +3,8 @@
 ``{train: {job: digits, trainer: {mlp: {layers: [64, 32, 10]}}, label: label}}``: what comes in is kept in a store of examples
 on this node's disk, within a budget. When the job's ``federate`` node, anywhere, calls a round, the model that it sends is
 trained on them. The node is done when its inputs have ended and the job is over.
+
+With ``alone`` there is no ``federate``: the node learns by itself from what comes, and publishes each model as that would.
 """
 
 from __future__ import annotations
@@ -12,54 +14,43 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nodes import log, tuning
 from nodes.federated import key_options, secure_options
+from nodes.federated.fitting import Alone, check_held_out, evaluation
+from nodes.federated.label_options import LabelOptions
 from nodes.federated.options import JobOptions, level
 from nodes.federated.permission import EVERY, When
-from nodes.operator import Context, Flow, Sink
+from nodes.federated.telling import tell
+from nodes.operator import Context, Sink
 from nodes.privacy.least import Insists
-from schemas.errors import ConfigError, Problem, RejectedError, did_you_mean
+from schemas.errors import ConfigError, Problem, RejectedError
 from schemas.expressions import Number
 from schemas.messages import Message
 from schemas.units import Size
 
 if TYPE_CHECKING:
+    from nodes.federated.alone import Solo
     from nodes.federated.client import Client
     from nodes.federated.examples import Example, ExampleStore
-    from nodes.federated.labelled import Labelled
     from nodes.federated.party import Party
+    from nodes.federated.replay import Stock
     from nodes.trainers._trainer import Examples, Trainer
 
-TYPES = frozenset({"frame/1", "tensors/1", "readings/1"})
 TOLD_EVERY = 2.0
 """Seconds after which the client is told again that there are other examples."""
 
 
-class Config(JobOptions):
+class Config(LabelOptions, JobOptions):
     """Options of ``train``."""
 
     client: str | None = Field(
         None, description="name in the job; it and the examples belong together. The node's name if left out"
     )
-    label: str = Field(
-        "label", min_length=1, description="attribute of a frame or tensors, or column of readings, that is learned"
-    )
-    classes: list[str] | str | None = Field(
-        None, description="names of the classes, or a file with one a line; if left out, labels are their numbers"
-    )
-    target: Literal["class", "number"] = Field("class", description="what the label is; number: a regression")
-    fields: list[str] | None = Field(
-        None, min_length=1, description="columns of readings that are the input, in this order"
-    )
-    tensor: str | None = Field(None, description="which tensor is the input, where a message has several")
     scale: Number = Field(1.0, description="every value is multiplied by this; may be written 1/255")
-    unlabelled: Literal["reject", "skip"] = Field(
-        "reject", description="what becomes of messages and rows without a label. reject: dead letters; skip: left out"
-    )
     keep: int = Field(5000, ge=1, le=10_000_000, description="most examples that are kept")
     size: Size = Field(64 * 10**6, ge=1024, description="most bytes of examples that are kept")
     policy: Literal["latest", "reservoir", "balanced"] = Field(
@@ -68,6 +59,19 @@ class Config(JobOptions):
         " balanced: likewise, of each class about as many",
     )
     least: int = Field(1, ge=1, description="examples that must be there before it takes part")
+    replay: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="learns what is new, and as much of what it learned before as makes this share of the whole, classes in"
+        " equal parts; all that is kept, each time, if left out",
+    )
+    held: float = Field(
+        0.0, ge=0, lt=1, description="share of the examples that is set aside: never trained on, evaluated on instead"
+    )
+    alone: Alone | None = Field(
+        None, description="learns by itself, without federate: when, how, and measured on what; not if left out"
+    )
     coordinator: str | None = Field(None, min_length=1, description=key_options.COORDINATOR)
     devices: str | dict[str, str] | None = Field(None, min_length=1, description=key_options.OTHERS)
     privacy: Insists | None = Field(
@@ -92,51 +96,23 @@ class Config(JobOptions):
     def _fits(self) -> Config:
         if self.target == "number" and self.policy == "balanced":
             raise ValueError("policy: labels that are numbers have no classes to balance")
-        if self.target == "number" and self.classes is not None:
-            raise ValueError("classes: labels that are numbers have none")
         return self
 
     def check(self, context: Context) -> None:
         super().check(context)
+        if self.alone is not None:
+            if self.trainer.name == "personal":
+                raise ConfigError(
+                    Problem(("trainer",), "personal layers are kept from others, and with 'alone' there are none")
+                )
+            check_held_out(self.alone.evaluate, context, "alone", "evaluate")
+            if self.secure is not None:
+                said = "with 'alone' nothing is sent to anybody, so there are no sums"
+                raise ConfigError(Problem(("secure",), said, on_key=True))
         key_options.check(context, self.key, self.coordinator, self.devices)
         if self.devices is not None and self.key is None:
             raise ConfigError(Problem(("devices",), "needs 'key' too: each device signs its part", on_key=True))
-        names = self.names(context)
-        if names is not None and len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ConfigError(Problem(("classes",), f"the class {twice!r} is there twice"))
-        if self.fields is not None and self.label in self.fields:
-            raise ConfigError(Problem(("fields",), f"{self.label!r} is the label, so it cannot be part of the input"))
-
-    def names(self, context: Context) -> list[str] | None:
-        """The classes' names.
-
-        :raises ConfigError: their file cannot be read.
-        """
-        if not isinstance(self.classes, str):
-            return self.classes
-        path = context.path(self.classes)
-        try:
-            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(Problem(("classes",), f"cannot read {path}: {error}")) from None
-
-    def accepts(self) -> frozenset[str]:
-        return TYPES
-
-    def emits(self, inputs: Sequence[Flow], context: Context) -> dict[str, Flow]:
-        del context
-        for flow in inputs:
-            if flow.type != "readings/1":
-                continue
-            if self.fields is None:
-                raise ConfigError("say in 'fields' which columns of the readings are the input")
-            for key, names in (("fields", self.fields), ("label", [self.label])):
-                missing = [name for name in names if flow.fields is not None and name not in flow.fields]
-                if missing and flow.fields is not None:
-                    hint = did_you_mean(missing[0], flow.fields)
-                    raise ConfigError(Problem((key,), f"the readings have no column {missing[0]!r}{hint}"))
-        return {}
+        self.check_labels(context)
 
     def whole(self) -> str:
         return "each would be a client of the same name, with a part of its examples"
@@ -158,11 +134,12 @@ class TrainSink(Sink):
         self._context = context
         self._store: ExampleStore | None = None
         self._party: Party | None = None
-        self._client: Client | None = None
+        self._machine: Client | Solo | None = None
         self._trainer: Trainer | None = None
         self._forms: set[tuple[str, tuple[int, ...]]] = set()
         self._outputs: int | None = None
         self._told = 0.0
+        self._rounds = 0
         self._over = asyncio.Event()
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -172,66 +149,82 @@ class TrainSink(Sink):
         :raises MissingError: the trainer's library is not installed.
         """
         from nodes.federated import kinds
-        from nodes.federated.client import Client
         from nodes.federated.party import Party
         from nodes.federated.store import Store
-        from nodes.privacy.least import Least
 
         config, context = self._config, self._context
         tuning.to_give_back()
-        name = config.client or context.node
         self._trainer = kinds.trainer(config.trainer, context)
         examples = self._gathering()
-        least = None if config.privacy is None else Least(config.privacy)
-        self._client = Client(
-            config.job,
-            name,
-            self._trainer,
-            examples,
-            self._count,
-            compressors=kinds.compressor,
-            trust=key_options.client_trust(config.key, config.coordinator, context, config.devices),
-            least=least,
-            company=config.secure or 0,
-        )
+        if config.alone is None:
+            self._machine = self._client(self._trainer, examples)
+            kept = Store(context.state / f"{config.job}.sqlite")
+        else:
+            self._machine = self._solo(config.alone, self._trainer, examples)
+            kept = Store(context.state / f"{config.job}.alone.sqlite", synced=("model",))
         self._party = Party(
-            self._client,
-            Store(context.state / f"{config.job}.sqlite"),
+            self._machine,
+            kept,
             config.connect(context, "train"),
             config.root(context),
+            on_rows=self._tell_rounds,
             node=context.node,
             job=config.job,
         )
+        self._rounds = kept.last
         await self._party.open()
 
     def _gathering(self) -> Callable[[], Examples]:
         """Open what examples are kept in; gives what there is to train on."""
         from nodes.federated.examples import ExampleStore
+        from nodes.federated.replay import Stock
 
-        config = self._config
-        self._labelled = self._reading()
+        config, context = self._config, self._context
+        self._labelled = config.reading(context)
         self._store = ExampleStore(
-            self._context.state / "examples.sqlite",
+            context.state / "examples.sqlite",
             keep=config.keep,
             size=config.size,
             policy=config.policy,
             numbers=config.target == "number",
+            held=config.held,
             factor=float(config.scale),
         )
-        return self._store.to_learn
+        return Stock(self._store, config.replay)
 
-    def _reading(self) -> Labelled:
-        from nodes.federated.labelled import Labelled
+    def _client(self, trainer: Trainer, examples: Callable[[], Examples]) -> Client:
+        from nodes.federated import kinds
+        from nodes.federated.client import Client
+        from nodes.privacy.least import Least
 
-        config = self._config
-        names = config.names(self._context)
-        return Labelled(
-            label=config.label,
-            fields=config.fields or (),
-            tensor=config.tensor,
-            classes=None if names is None else {name: number for number, name in enumerate(names)},
-            numbers=config.target == "number",
-            skip=config.unlabelled == "skip",
+        config, insists = self._config, self._config.privacy
+        name = config.client or self._context.node
+        return Client(
+            self._config.job,
+            name,
+            trainer,
+            examples,
+            self._count,
+            compressors=kinds.compressor,
+            trust=key_options.client_trust(config.key, config.coordinator, self._context, config.devices),
+            least=None if insists is None else Least(insists),
+            company=config.secure or 0,
+        )
+
+    def _solo(self, alone: Alone, trainer: Trainer, examples: Callable[[], Examples]) -> Solo:
+        """:raises ConfigError: the examples to evaluate on are not such, or do not fit the model."""
+        from nodes.federated.alone import Solo
+
+        held = alone.evaluate
+        return Solo(
+            alone.rules(self._config.job),
+            trainer,
+            cast("Stock", examples),
+            every=alone.every / 1e9,
+            fresh=alone.fresh,
+            least=self._config.least,
+            evaluate=None if held is None else evaluation(held, trainer, self._context),
+            trust=key_options.coordinator_trust(self._config.key, None, self._context),
         )
 
     def _count(self) -> int:
@@ -240,17 +233,24 @@ class TrainSink(Sink):
 
     async def beside(self) -> None:
         """The client's part of the job."""
-        if self._party is None or self._client is None:
+        if self._party is None or self._machine is None:
             return
-        asking = asyncio.create_task(self._ask_permission(self._party, self._client))
+        asking = asyncio.create_task(self._ask_permission(self._party, self._machine))
         try:
             await self._party.run()
         finally:
             asking.cancel()
-        log.info("the job is over", node=self._context.node, job=self._config.job, why=self._client.outcome)
+        log.info("the job is over", node=self._context.node, job=self._config.job, why=self._machine.outcome)
         self._over.set()
 
-    async def _ask_permission(self, party: Party, client: Client) -> None:
+    def _tell_rounds(self) -> None:
+        """What was learned alone; a client has no rows."""
+        if self._party is not None:
+            for number, row in self._party.store.rows(self._rounds):
+                self._rounds = number
+                tell(self._context.node, row)
+
+    async def _ask_permission(self, party: Party, machine: Client | Solo) -> None:
         """Look again and again whether it may train."""
         when, before = self._config.when, ""
         while when.model_fields_set:
@@ -258,10 +258,12 @@ class TrainSink(Sink):
             if (why := when.why_not(now, self._context.path)) != before:
                 before = why
                 log.info("training waits" if why else "training may go on", node=self._context.node, reason=why)
-                party.tell(partial(client.permit, why))
+                party.tell(partial(machine.permit, why))
             await asyncio.sleep(EVERY)
 
     async def finish(self) -> None:
+        if self._party is not None and self._config.alone is not None:
+            self._party.tell(cast("Solo", self._machine).ended)
         self._tell(now=True)
         await self._over.wait()
 
@@ -327,11 +329,11 @@ class TrainSink(Sink):
 
     def _tell(self, *, now: bool) -> None:
         """Tell the client that there are other examples, at once or now and then."""
-        if self._party is None or self._client is None:
+        if self._party is None or self._machine is None:
             return
         if now or time.monotonic() - self._told >= TOLD_EVERY:
             self._told = time.monotonic()
-            self._party.tell(self._client.fed)
+            self._party.tell(self._machine.fed)
 
 
 def _said(form: tuple[str, tuple[int, ...]]) -> str:

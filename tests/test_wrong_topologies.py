@@ -65,7 +65,8 @@ CASES: list[tuple[str, str | bytes, str]] = [
     (
         "no kind",
         READINGS + "  b: {from: a}\n",
-        "4:3: the node's kind is missing, one of ingest, preprocess, infer, aggregate, join, uplink, custom, train, federate",
+        "4:3: the node's kind is missing, one of ingest, preprocess, infer, aggregate, join, uplink, custom, train,"
+        " federate, pool, answer, ask",
     ),
     (
         "typo in a node's key",

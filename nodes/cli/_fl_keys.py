@@ -89,6 +89,7 @@ def parties(path: Path, job: str | None, readers: list[str]) -> list[Rights]:
     """
     from nodes.federated import rights as of
     from nodes.plan import prepare
+    from nodes.planned_jobs import LEAD, MEMBERS
     from schemas import topics
     from schemas.errors import did_you_mean
 
@@ -96,17 +97,26 @@ def parties(path: Path, job: str | None, readers: list[str]) -> list[Rights]:
     found: list[Rights] = []
     for node in plan.nodes.values():
         known: Any = node.config
-        name = getattr(known, "job", None) if node.kind in {"train", "federate", "infer"} else None
+        name = getattr(known, "job", None) if node.kind in MEMBERS | {"infer", "pool"} else None
         if name is None:
             continue
         root = topics.federated(plan.topology.name, name)
         at = _broker(node)
         user = (plan.topology.brokers[at].user if at in plan.topology.brokers else None) or None
-        if node.kind == "train":
+        if node.kind == "pool":
+            found.append(of.rights(user or node.name, "giver", name, node.name, root, known.client or node.name))
+        elif node.kind in MEMBERS - LEAD and getattr(known, "alone", None) is None:
             client = known.client or node.name
             found.append(of.rights(user or client, "client", name, node.name, root, client))
-        elif node.kind == "federate":
+        elif node.kind in MEMBERS:
             found.append(of.rights(user or node.name, "coordinator", name, node.name, root))
+            if getattr(known, "pool", None) is not None:
+                found.append(of.rights(user or node.name, "taker", name, node.name, root))
+            if (above := getattr(known, "of", None)) is not None:
+                client = above.name(node.context)
+                there = plan.topology.brokers.get(above.broker or node.broker)
+                who = (there.user if there is not None else None) or client
+                found.append(of.rights(who, "client", above.job, node.name, above.root(node.context), client))
         else:
             found.append(of.rights(user or node.name, "follower", name, node.name, root, _follower(node)))
     jobs = list(dict.fromkeys(each.job for each in found))

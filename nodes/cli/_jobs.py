@@ -58,8 +58,8 @@ class Job:
         if self.leads is not None:
             config: Any = self.leads.config
             self.coordinator = key_options.own(config.key, self.leads.context)
-            if config.devices is not None:
-                self.devices = key_options.known(config.devices, self.leads.context)
+            if (devices := getattr(config, "devices", None)) is not None:  # who learns alone has none
+                self.devices = key_options.known(devices, self.leads.context)
         for node in self.members:
             said: str | None = getattr(node.config, "coordinator", None)
             if self.coordinator is None and said is not None:
@@ -106,9 +106,10 @@ def jobs(path: Path, state: Path | None, only: str | None) -> tuple[Place, list[
         name = node.config.job  # type: ignore[attr-defined] # these kinds have it
         job = found.setdefault(name, Job(name, []))
         job.members.append(node)
-        if node.kind in LEAD:
+        alone = getattr(node.config, "alone", None) is not None
+        if node.kind in LEAD or alone:
             job.leads = node
-            store = place.state / node.name / f"{name}.sqlite"
+            store = place.state / node.name / (f"{name}.alone.sqlite" if alone else f"{name}.sqlite")
             if store.is_file():
                 job.rows, job.kept = look(store)
     if not found:

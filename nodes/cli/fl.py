@@ -269,8 +269,7 @@ def _simulate(
     job: Job, data: Path | None, clients: int, alpha: float | None, spread: float, dropout: float, *, as_json: bool
 ) -> int:
     from nodes import federate
-    from nodes.federated import kinds, simulate
-    from nodes.federated.held_out import read_examples
+    from nodes.federated import fitting, kinds, simulate
 
     if job.leads is None or not isinstance(job.leads.config, federate.Config):
         raise ConfigError(f"no node of this topology leads the job {job.name!r}")
@@ -280,14 +279,14 @@ def _simulate(
         raise ConfigError("say with --data what the clients have together: an .npz file with images and labels")
     held = config.evaluate
     scale = 1.0 if held is None else float(held.scale)
-    names = federate.HeldOut.model_validate({"path": str(data.absolute()), "scale": scale})
+    names = fitting.HeldOut.model_validate({"path": str(data.absolute()), "scale": scale})
     rules = config.rules()
     scenario = simulate.Scenario(
         rules=rules,
         trainer=lambda: kinds.trainer(config.trainer, context),
         strategy=lambda: kinds.strategy(config.strategy),
-        data=read_examples(names, context),
-        held_out=None if held is None else read_examples(held, context),
+        data=fitting.read_examples(names, context),
+        held_out=None if held is None else fitting.read_examples(held, context),
         compressor=lambda: kinds.compressor(rules.compress),
         clients=clients,
         alpha=alpha,

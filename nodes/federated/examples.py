@@ -35,8 +35,8 @@ CACHED = 32 * 2**20
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS examples (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, rank INTEGER NOT NULL, label NOT NULL, held INTEGER NOT NULL,
-    x BLOB NOT NULL
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, rank INTEGER NOT NULL, label NOT NULL,
+    held INTEGER NOT NULL, x BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_rank ON examples (label, rank);
 """
@@ -96,7 +96,7 @@ class ExampleStore:
         self._keep, self._size, self._policy = keep, size, policy
         self._numbers, self._held, self._factor = numbers, held, factor
         self._lock = threading.Lock()
-        self._cache: dict[int, Examples] = {}
+        self._cache: dict[int, tuple[Examples, Array]] = {}
         self.version = 0
         """Grows with each change."""
         self.learnable = 0
@@ -205,7 +205,7 @@ class ExampleStore:
         else:
             self._delete("SELECT number FROM examples ORDER BY rank, number LIMIT ?", (many,))
 
-    def _delete(self, which: str, parameters: tuple[int | float, ...]) -> None:
+    def _delete(self, which: str, parameters: tuple[int | float | str, ...]) -> None:
         sql = f"DELETE FROM examples WHERE number IN ({which}) RETURNING label, held"  # noqa: S608 - our own text
         for label, held in self._db.execute(sql, parameters).fetchall():
             self._count(label, held, -1)
@@ -241,34 +241,78 @@ class ExampleStore:
 
     def to_learn(self) -> Examples:
         """What may be trained on, in the order of their ranks (``latest``: of their times), then as they came."""
-        return self._examples(0)
+        return self._read(0)[0]
 
     def held_out(self) -> Examples:
         """What is set aside."""
-        return self._examples(1)
+        return self._read(1)[0]
 
-    def _examples(self, held: int) -> Examples:
+    def numbered(self) -> tuple[Examples, Array]:
+        """As :meth:`to_learn`, with the number of each, int64 [n]: those that came later have greater ones."""
+        return self._read(0)
+
+    def came_after(self, number: int) -> int:
+        """How many came after the one of that number that may be trained on and are still there."""
+        sql = "SELECT count(*) FROM examples WHERE number > ? AND held = 0"
+        with self._lock:
+            return int(self._db.execute(sql, (number,)).fetchone()[0])
+
+    def _read(self, held: int) -> tuple[Examples, Array]:
         with self._lock:
             if held in self._cache:
                 return self._cache[held]
             if self._form is None:
-                return Examples(np.zeros((0, 1), np.float32), np.zeros(0, np.float32 if self._numbers else np.int64))
+                none = np.zeros(0, np.float32 if self._numbers else np.int64)
+                return Examples(np.zeros((0, 1), np.float32), none), np.zeros(0, np.int64)
             n = self._db.execute("SELECT count(*) FROM examples WHERE held = ?", (held,)).fetchone()[0]
             dtype = np.dtype(self._form.dtype)
             x = np.empty((n, *self._form.shape), np.float32)
             y = np.empty(n, np.float32 if self._numbers else np.int64)
+            numbers = np.empty(n, np.int64)
             flat = x.reshape(n, math.prod(self._form.shape))
-            found = self._db.execute("SELECT x, label FROM examples WHERE held = ? ORDER BY rank, number", (held,))
-            for i, (data, label) in enumerate(found):
+            sql = "SELECT x, label, number FROM examples WHERE held = ? ORDER BY rank, number"
+            for i, (data, label, number) in enumerate(self._db.execute(sql, (held,))):
                 flat[i] = np.frombuffer(data, dtype)
-                y[i] = label
+                y[i], numbers[i] = label, number
+            version = self.version
         if self._factor != 1:
             x *= np.float32(self._factor)
-        examples = Examples(x, y)
+        found = Examples(x, y), numbers
         if x.nbytes <= CACHED:
             with self._lock:
-                self._cache[held] = examples
-        return examples
+                if version == self.version:  # what was removed meanwhile is not kept
+                    self._cache[held] = found
+        return found
+
+    def remove(self, prefix: str) -> int:
+        """Forget all examples whose identity begins so, also on the disk; what their bytes were is overwritten.
+
+        :returns: how many they were.
+        :raises SinkAwayError: the disk is full or away; nothing was changed, try again.
+        """
+        db = self._db
+        with self._lock:
+            before = dict(self._counts), self._set_aside
+            try:
+                db.execute("PRAGMA secure_delete=ON")
+                db.execute("BEGIN IMMEDIATE")
+                gone = self._total
+                self._delete("SELECT number FROM examples WHERE substr(id, 1, ?) = ?", (len(prefix), prefix))
+                gone -= self._total
+                db.execute("COMMIT")
+                if gone:
+                    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # it has pages of before
+            except sqlite3.Error as error:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                self._counts, self._set_aside = before
+                raise SinkAwayError(f"the examples cannot be removed: {error}") from error
+            finally:
+                db.execute("PRAGMA secure_delete=OFF")
+            self.version += 1
+            self._cache.clear()
+            self.learnable = self._total - self._set_aside
+        return gone
 
     def close(self) -> None:
         """Close the file."""

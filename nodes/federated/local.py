@@ -10,6 +10,7 @@ from typing import Any
 
 from nodes.compressors._compressor import Compressor
 from nodes.federated import wire
+from nodes.federated.replay import Stock
 from nodes.federated.weights import Shape, UnfitError, Weights, digest, fit, flat, minus, plus, taken_from
 from nodes.trainers._trainer import Examples, Fit, Trainer
 from schemas.errors import ConfigError, PenstockError
@@ -33,23 +34,28 @@ class Memory:
     :param residual: what its compressor has left out so far (error feedback); empty: nothing.
     :param control: its control variate (SCAFFOLD); empty: zeros.
     :param own: what of the model never leaves the device.
+    :param learned: the mark of its examples up to which they were learned, where it learns what is new (:class:`Stock`).
     """
 
     residual: Weights
     control: Weights
     own: Weights
+    learned: int = 0
 
     def kept(self) -> dict[str, Any]:
         """Plain values for a commit."""
-        return {name: wire.plain(getattr(self, name)) for name in ("residual", "control", "own")}
+        arrays = {name: wire.plain(getattr(self, name)) for name in ("residual", "control", "own")}
+        return {**arrays, "learned": self.learned}
 
     @classmethod
     def of(cls, kept: Mapping[str, Any] | None) -> Memory:
         """From :meth:`kept`; None: of a client that has done nothing yet."""
-        return cls(*(wire.arrays((kept or {}).get(name, {})) for name in ("residual", "control", "own")))
+        kept = kept or {}
+        residual, control, own = (wire.arrays(kept.get(name, {})) for name in ("residual", "control", "own"))
+        return cls(residual, control, own, kept.get("learned", 0))
 
     def __bool__(self) -> bool:
-        return bool(self.residual or self.control or self.own)
+        return bool(self.residual or self.control or self.own or self.learned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +122,17 @@ def train(
     model, shared = wire.unpack_model(data, wanted)
     if digest(model) != call.base:
         raise UnfitError("base", "the model that came is not the one that the round begins with")
-    known = examples()
+    seed = wire.seed_of(int(call.fit.get("seed", 0)), call.round, client)
+    known, aside, learned = _drawn(examples, memory.learned, seed)
     if not len(known) and not trainer.content:
         raise NothingToLearnError("there are no examples")
     trainer.load(model)
     trainer.keep(memory.own)
-    metrics = dict(trainer.evaluate(known)) if call.evaluate else {}
+    metrics = dict(trainer.evaluate(aside if len(aside) else known)) if call.evaluate else {}
     control = _control(call.fit)
     if control and call.private:
         raise ConfigError("the round asks for arrays beside a private update, which would have no noise")
     correction = control.correction(shared, memory.control, model) if control else {}
-    seed = wire.seed_of(int(call.fit.get("seed", 0)), call.round, client)
     done = trainer.fit(known, Fit(**plan, seed=seed, correction=correction))
     if not math.isnan(done.loss):
         metrics["train_loss"] = done.loss
@@ -140,7 +146,7 @@ def train(
     if call.private:  # nothing else is told
         delta, metrics = _hidden(delta, call.private, call.secure), {}
     if call.secure:
-        return Shaped(flat(delta), Memory({}, ours, trainer.own()), len(known), call.base)
+        return Shaped(flat(delta), Memory({}, ours, trainer.own(), learned), len(known), call.base)
     packed, residual = _pack(delta, memory.residual, compressors(call.compress), wanted, seed)
     payload = wire.pack_update(
         call.job,
@@ -154,7 +160,18 @@ def train(
         metrics=wire.finite(metrics),
         time=time,
     )
-    return Trained(payload, Memory(residual, ours, trainer.own()), len(known))
+    return Trained(payload, Memory(residual, ours, trainer.own(), learned), len(known))
+
+
+def _drawn(examples: Callable[[], Examples], learned: int, seed: int) -> tuple[Examples, Examples, int]:
+    """What is learned from, what is evaluated on instead where some is set aside, and the mark that goes with them."""
+    if not isinstance(examples, Stock):
+        known = examples()
+        return known, known, 0
+    if not examples.marks:
+        return examples(), examples.held_out(), 0
+    known, mark = examples.learn(learned, seed)
+    return known, examples.held_out(), mark
 
 
 def _hidden(delta: Weights, private: Mapping[str, Any], secure: Mapping[str, Any]) -> Weights:

@@ -5,10 +5,60 @@ After Rolnick et al., "Experience Replay for Continual Learning", NeurIPS 2019. 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from nodes.trainers._trainer import Examples
 from schemas.messages import Array
+
+if TYPE_CHECKING:
+    from nodes.federated.examples import ExampleStore
+
+
+class Stock:
+    """What a node learns from: all that is kept, or what is new and a share of what is not.
+
+    :param share: of what was learned before, in each training; None: each training has all.
+    """
+
+    def __init__(self, store: ExampleStore, share: float | None = None) -> None:
+        self._store, self._share = store, share
+
+    @property
+    def marks(self) -> bool:
+        """Whether it matters what was learned already."""
+        return self._share is not None
+
+    def learn(self, learned: int, seed: int) -> tuple[Examples, int]:
+        """What the next training has, and the mark to be remembered if its outcome is used.
+
+        :param learned: the mark of the training before; 0: there was none.
+        :param seed: of the choice of what is replayed.
+        """
+        whole, numbers = self._store.numbered()
+        newest = int(numbers.max(initial=0))
+        if self._share is None:
+            return whole, newest
+        fresh = numbers > learned
+        old = Examples(whole.x[~fresh], whole.y[~fresh])
+        return replayed(Examples(whole.x[fresh], whole.y[fresh]), old, self._share, seed), newest
+
+    def fresh(self, learned: int) -> int:
+        """How many examples came after that mark."""
+        return self._store.came_after(learned)
+
+    def held_out(self) -> Examples:
+        """What is set aside for evaluating."""
+        return self._store.held_out()
+
+    def __call__(self) -> Examples:
+        """All."""
+        return self._store.to_learn()
+
+    def __len__(self) -> int:
+        """How many may be learned from, cheaply."""
+        return self._store.learnable
 
 
 def replayed(fresh: Examples, stored: Examples, share: float, seed: int) -> Examples:

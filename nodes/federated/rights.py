@@ -15,6 +15,8 @@ SAID_BY_CLIENTS = ("state", "up", "offer", "blob", "need", "ask", "part")
 HEARD_BY_CLIENTS = ("ack", "have", "state", "inbox")
 SUMS = "r/+/+"
 """What the coordinator says of a secure sum to all who are in it."""
+GIVEN = ("up", "offer", "blob", "withdraw")
+""":mod:`nodes.federated.giver`: below ``p/<client>/``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Rights:
     """One party of a job.
 
     :param user: as which it is to log in at the broker.
-    :param role: ``client``, ``coordinator``, ``follower`` or ``reader``.
+    :param role: ``client``, ``giver``, ``coordinator``, ``follower`` or ``reader``.
     :param node: its node; empty with a reader.
     :param publish: topic filters, whole: with the topology and the job before them.
     """
@@ -47,11 +49,18 @@ def client(name: str) -> tuple[Sequence[str], Sequence[str]]:
 
 def coordinator() -> tuple[Sequence[str], Sequence[str]]:
     """Likewise of the coordinator."""
-    return ["round", "ordered", *MODEL, SUMS, "c/+/ack", "c/+/have", "c/+/inbox"], [
-        "round",
-        "order",
-        *(f"c/+/{what}" for what in SAID_BY_CLIENTS),
-    ]
+    says = ["round", "ordered", *MODEL, SUMS, "c/+/ack", "c/+/have", "c/+/inbox"]
+    return says, ["round", "order", *(f"c/+/{what}" for what in SAID_BY_CLIENTS)]
+
+
+def taker() -> tuple[Sequence[str], Sequence[str]]:
+    """Likewise of who takes what is given to the job's pool, beside those of a coordinator."""
+    return ["pool", "p/+/ack", "p/+/have"], [f"p/+/{what}" for what in GIVEN]
+
+
+def giver(name: str) -> tuple[Sequence[str], Sequence[str]]:
+    """Likewise of a gateway that gives to the job's pool."""
+    return [f"p/{name}/{what}" for what in GIVEN], ["pool", f"p/{name}/ack", f"p/{name}/have"]
 
 
 def follower(name: str) -> tuple[Sequence[str], Sequence[str]]:
@@ -72,7 +81,9 @@ def rights(user: str, role: str, job: str, node: str, root: str, name: str = "")
     """
     publish, subscribe = {
         "client": lambda: client(name),
+        "giver": lambda: giver(name),
         "coordinator": coordinator,
+        "taker": taker,
         "follower": lambda: follower(name),
         "reader": reader,
     }[role]()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SECOND = 1_000_000_000
+FOREVER = 10**9
+"""More rounds than there will be."""
 
 
 def ns(seconds: float) -> int:

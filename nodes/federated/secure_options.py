@@ -80,6 +80,9 @@ def problems(config: Config) -> Iterator[Problem]:
         yield Problem(("buffer",), "a secure sum needs its clients at one time, and with 'buffer' there are no rounds")
     if config.report:
         yield Problem(("report",), "what each client reports of its own would be seen: leave it out, or 'secure'")
+    if config.pool is not None:
+        said = "one client would be the coordinator's own, whose part of a sum it knows: leave it out, or 'secure'"
+        yield Problem(("pool",), said, on_key=True)
     if config.limits.norm is not None:
         yield Problem(
             ("limits", "norm"), "no update is seen, so none can be measured; 'clip' of 'secure' bounds each number"

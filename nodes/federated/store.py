@@ -166,6 +166,11 @@ class Store:
         found = self.select("SELECT number, row FROM rows WHERE number > ? ORDER BY number LIMIT ?", (after, most))
         return [(number, _decode(row)) for number, row in found]
 
+    @property
+    def last(self) -> int:
+        """The number of the last row; 0: there is none."""
+        return int(self.select("SELECT coalesce(max(number), 0) FROM rows")[0][0])
+
     def select(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """What the file answers."""
         with self._lock:

@@ -289,12 +289,12 @@ def test_sums_are_exact_and_go_into_rows(tmp_path: Path) -> None:
 def test_counts_that_are_none_are_refused(counts: list[float], reason: str) -> None:
     ask = validated(Ask, {"job": "j", "questions": {"s": ["a"]}})
     rules, strategy, model = ask.leading().rules(), ask.leading().chosen_strategy(), {"s": np.zeros(2)}
-    update = Taken("a", 1, "base", 1, b"", {"s": np.array(counts)}, {})
+    update = Taken("a", 1, "base" * 4, 1, b"", {"s": np.array(counts)}, {})
     form = Form(shapes(model), (), None, strategy.fault)
     if not reason:
-        return examine(update, "base", form, rules.limits, 1.0)
+        return examine(update, "base" * 4, form, rules.limits, 1.0)
     with pytest.raises(RefusedError) as refused:
-        examine(update, "base", form, rules.limits, 1.0)
+        examine(update, "base" * 4, form, rules.limits, 1.0)
     assert refused.value.reason == reason
     return None
 
