@@ -99,9 +99,9 @@ async def entered(url: str, user: str) -> Bus:
 TOPICS = [
     f"{ROOT}/{topic}"
     for topic in (
-        "round", "model", "blob/0123",
+        "round", "model", "blob/0123", "r/7/roster",
         *(f"c/{client}/{what}" for client in ("learn-a", "learn-b", "seen-model", "lead", "x")
-          for what in ("state", "up", "offer", "blob", "need", "ask", "ack", "have", "keys")),
+          for what in ("state", "up", "offer", "blob", "need", "ask", "ack", "have", "keys", "part", "inbox")),
     )
 ] + ["plant/fed/other/c/learn-a/up", "plant/lead/out/lead", "other/fed/belt/round"]  # fmt: skip
 FILTERS = [

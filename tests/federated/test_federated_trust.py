@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from nodes.federated.follower import Follower
 from nodes.federated.identity import Leader, Member
 from nodes.federated.local import Memory, Trained
 from nodes.federated.machine import Answer
-from nodes.federated.rules import Limits, Rules
+from nodes.federated.rules import Limits, Rules, Secure
 from nodes.federated.trust import ClientTrust, CoordinatorTrust
 from nodes.federated.weights import Weights, digest
 from nodes.privacy.keys import Signer
@@ -517,3 +518,49 @@ def test_no_message_raises_with_keys(heard: list[tuple[str, bytes]]) -> None:
             now += 10**8
             answer = machine.heard(topic, payload, now)
             msgspec.msgpack.encode([answer.commit, answer.tell, [say.topic for say in answer.say]])
+
+
+# -- secure sums ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [{}, {"inline": 64, "chunk": 256}], ids=["inline", "blobs"])
+def test_a_secure_sum_with_keys_is_signed_in_each_step_and_its_updates_are_sealed(sizes: dict[str, int]) -> None:
+    rules = replace(RULES, secure=Secure(agreed=True))
+    trusts = {client: ClientTrust(signer, LEAD.public, KNOWN) for client, signer in DEVICES.items()}
+    lead = CoordinatorTrust(LEAD, KNOWN)
+    site = Site(rules, DATA, lead_trust=lead, client_trust=trusts.__getitem__, sizes=sizes)
+    assert site.run()
+    assert [(row["status"], row["clients"]) for row in site.rows] == [("committed", 4)] * 2
+    expected = plain_loop(DATA, 2)[-1]
+    assert all(np.allclose(array, expected[n], atol=1e-5) for n, array in site.weights().items())
+    steps = [say for _, say in site.heard if say.topic.startswith("r/") or say.topic.endswith(("/part", "/inbox"))]
+    assert {wire.hear(wire.Part, content(say.payload)).what for say in steps} >= {
+        "key", "roster", "share", "inbox", "survivors", "agree", "agreements", "reveal"
+    }  # fmt: skip
+    assert all(wire.signed(say.payload) is not None for say in steps)
+    assert all(wire.sealed(say.payload) is not None for _, say in site.heard if say.topic.endswith("/up"))
+
+
+@pytest.mark.parametrize("by", [None, STRANGER, DEVICES["c001"]], ids=["unsigned", "a stranger", "another device"])
+def test_nobody_puts_a_client_out_of_a_secure_sum_or_speaks_for_it(by: Signer | None) -> None:
+    rules = replace(RULES, rounds=1, secure=Secure())
+    site = Site(rules, DATA, lead_trust=CoordinatorTrust(LEAD, KNOWN), client_trust=member)
+    assert site.world.run(lambda: any(say.topic == "c/c000/part" for _, say in site.heard))
+    call = next(call for call in calls(site) if call.secure)
+    terms = (call.run, call.secure["epoch"], call.round)
+    machine: Any = site.clients[0].machine
+    for topic in ("c/c000/inbox", f"r/{call.round}/roster"):
+        out = wire.say(wire.Part(*terms, "out", b"changed: it is not wanted"))
+        payload = out if by is None else signed(topic, wire.hear(wire.Part, out), by)
+        answer = machine.heard(topic, payload, site.world.now)
+        assert not answer.commit
+        assert not answer.say
+    assert machine.identity.passed_over == 2
+    step = wire.say(wire.Part(*terms, "key", b"rubbish"))
+    said = step if by is None else Member("j", "c000", ClientTrust(by)).say("c/c000/part", step)
+    answer = site.leads[0].heard("c/c000/part", said, site.world.now)
+    assert not answer.commit
+    assert not answer.say
+    assert site.leads[0].identity.passed_over == 1
+    assert site.run()
+    assert [(row["status"], row["clients"]) for row in site.rows] == [("committed", 4)]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from nodes.federate import Config
+from nodes.federated import keyring
 from nodes.plan import prepare
+from nodes.privacy.keys import Signer
 from schemas.errors import ConfigError
 from schemas.problems import validated
 
@@ -57,6 +59,8 @@ nodes:
         ("secure: {least: 5}\n      clients: {least: 5, quorum: 4}", 16, "4 is less than the 5 clients"),
         ("secure: {least: 5}\n      clients: {most: 4}", 16, "4 is less than the 5 clients"),
         ("secure: {agreed: true}", 15, "keys of their own"),
+        ("secure: true\n      of: above", 15, "a site does not lead secure sums"),
+        ("secure: true\n      pool: {plain: true}", 16, "one client would be the coordinator's own"),
         ("secure: {threshold: 0.4}", 15, "at least 0.5"),
         ("secure: {threshold: 1}", 15, "less than 1"),
         ("secure: {least: 2}", 15, "at least 3"),
@@ -88,6 +92,7 @@ def test_what_can_be_had_is_taken(tmp_path: Path, lead: str) -> None:
         ("secure: {least: 5}", "secure: 5", ""),
         ("secure: true", "secure: true", ""),
         ("secure: true", "secure: 2", "at least 3"),
+        ("rounds: 3", "secure: true\n      alone: {}", "with 'alone' nothing is sent to anybody"),
     ],
 )
 def test_a_client_that_would_never_take_part_is_told_of(tmp_path: Path, lead: str, learn: str, said: str) -> None:
@@ -96,6 +101,28 @@ def test_a_client_that_would_never_take_part_is_told_of(tmp_path: Path, lead: st
         prepare(path)
         return
     with pytest.raises(ConfigError, match=said):
+        prepare(path)
+
+
+def test_those_that_agree_on_who_is_in_a_sum_need_keys_of_each_other(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed: no keys")
+    keyring.write_private(tmp_path / "a.key", bytes(range(32)))
+    keyring.write_private(tmp_path / "lead.key", bytes(32))
+    public = keyring.text_of(Signer(bytes(range(32))).public)
+    known = f"devices: {{learn: '{public}'}}"
+    lead = f"secure: {{agreed: true}}\n      key: lead.key\n      {known}"
+    with pytest.raises(ConfigError, match="needs 'devices': 'lead' has clients sign who is in a sum"):
+        prepare(write(tmp_path, lead, "key: a.key"))
+    with pytest.raises(ConfigError, match="needs 'key' too: each device signs its part"):
+        prepare(write(tmp_path, "secure: true", known))
+    prepare(write(tmp_path, lead, f"key: a.key\n      {known}"))
+
+
+def test_a_site_is_told_at_check_that_the_sums_above_are_not_for_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "secure: true")
+    site = f"  site: {{federate: {{job: below, of: j, {TRAINER}}}}}\n"
+    path.write_text(path.read_text() + site + "  rows: {uplink: {sink: jsonl, path: r.jsonl}, from: site}\n")
+    with pytest.raises(ConfigError, match="'lead' leads the job above by secure sums, in which a site takes no part"):
         prepare(path)
 
 

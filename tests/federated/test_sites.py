@@ -20,7 +20,7 @@ from nodes.federated.client import Client
 from nodes.federated.coordinator import Coordinator
 from nodes.federated.follower import Follower
 from nodes.federated.machine import Machine
-from nodes.federated.rules import Limits, Rules
+from nodes.federated.rules import Limits, Rules, Secure
 from nodes.federated.site import Site, client
 from nodes.federated.told import Told, endless
 from nodes.federated.virtual import Fault, Link
@@ -383,3 +383,17 @@ def test_who_follows_a_sites_model_gets_every_newer_one_and_the_final_one_at_las
         assert newest.setdefault(version, name_of) == name_of
     assert [version for version, _ in seen] == sorted(version for version, _ in seen)
     assert len(newest) >= 6, "what came from above, and what its rounds made of it"
+
+
+def test_a_site_takes_no_part_in_secure_sums_and_says_so() -> None:
+    """Where the two topologies are not one, ``check`` cannot see it."""
+    top = replace(TOP, least=3, quorum=3, retries=0, deadline=10, secure=Secure())
+    tree = Tree([[one] for one in parts(3)], top=top)
+    tree.run(seconds=200)
+    said = [wire.hear(wire.Presence, say.payload) for _, say in tree.heard if say.topic == "factory/c/s0/state"]
+    assert {(one.skips, one.why) for one in said if one.skips} == {
+        (1, "asked for a secure sum, in which a site takes no part")
+    }
+    assert not any(say.topic.endswith(("/part", "/up")) for _, say in tree.heard)
+    [row] = tree.rows(tree.cloud)
+    assert (row["status"], row["clients"]) == ("aborted", 0)
