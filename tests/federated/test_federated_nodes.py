@@ -20,9 +20,10 @@ import pytest
 from harness import rows, run, until
 
 from nodes.cli import _jobs, main
-from nodes.federated import wire
+from nodes.federated import keyring, wire
 from nodes.federated.store import Store
 from nodes.federated.weights import Weights, minus, norm, shapes
+from nodes.privacy.keys import Signer
 from nodes.supervisor import Supervisor
 from nodes.trainers._trainer import Examples, Fit
 from nodes.trainers.mlp import Mlp
@@ -212,7 +213,7 @@ def test_models_larger_than_a_message_survive_the_coordinators_death_too(tmp_pat
     assert [version for (version,) in found] == list(range(1, 61))
     lead = tmp_path / "state" / "lead"
     assert [path.name for path in (lead / "digits.uploads").iterdir() if path.name != "lock"] == []
-    assert len(list((lead / "digits.large").iterdir())) == 1, "the model; no update is left"
+    assert len(list((lead / "digits.large").iterdir())) == 1 + 4, "the model, and itself and three older to go back to"
 
 
 @pytest.mark.slow
@@ -355,3 +356,26 @@ def test_secure_sums_survive_kills_and_give_the_weights_of_the_plain_loop(tmp_pa
     assert committed == [(version, 4) for version in range(1, 61)]
     if len(found) == 60:  # no round was aborted, so the numbers of the seeds are those of the loop
         assert norm(minus(last_model(tmp_path / "state"), loop(data, 60))) < 1e-4
+
+
+def test_clients_with_keys_agree_on_who_is_in_a_secure_sum(tmp_path: Path) -> None:
+    """What the options say reaches both sides of the sum: without the devices' keys they would refuse its terms."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed: no masks, no keys")
+    data = parts(tmp_path, 3, iid=True)
+    private = {name: bytes([number] * 32) for number, name in enumerate(("lead", "learn-0", "learn-1", "learn-2"))}
+    public = {name: keyring.text_of(Signer(key).public) for name, key in private.items()}
+    for name, key in private.items():
+        keyring.write_private(tmp_path / f"{name}.key", key)
+    (tmp_path / "devices").write_text("".join(f"learn-{k}: {public[f'learn-{k}']}\n" for k in range(3)))
+    sizes = [len(each) for each in data]
+    path = topology(tmp_path, sizes, rounds="2", key="lead.key", devices="devices", secure="{agreed: true}")
+    text = path.read_text()
+    for k in range(3):
+        mine = f"key: learn-{k}.key, coordinator: '{public['lead']}', devices: devices, secure: true, "
+        text = text.replace(f"learn-{k}: {{train: {{", f"learn-{k}: {{train: {{{mine}")
+    path.write_text(text)
+    outcome = run(path)
+    assert outcome.complete
+    found = rows(tmp_path / "rounds.sqlite", "SELECT status, clients FROM store ORDER BY round")
+    assert found == [("committed", 3)] * 2
+    assert norm(minus(last_model(tmp_path / "state"), loop(data, 2))) < 1e-4
