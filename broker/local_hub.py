@@ -7,6 +7,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from broker.bus import Delivery, Overflow, Publication
@@ -16,6 +17,8 @@ from schemas.topics import matches
 if TYPE_CHECKING:
     from broker.local import LocalBus
 
+SPELL = 0.002
+"""Seconds after which readers that are left have their turn when everybody else had one."""
 ROUTES = 65536
 """Topics whose routes are remembered."""
 
@@ -96,6 +99,10 @@ class Hub:
         self._routes: dict[str, tuple[tuple[Queue, ...], tuple[tuple[Queue, ...], ...]]] = {}
         self._turns: dict[tuple[str, tuple[Queue, ...]], int] = {}
         self._writers: deque[asyncio.Future[None]] = deque()
+        self.giving = False  # somebody publishes
+        self._due: list[Callable[[], None]] = []
+        self._running = False
+        self._asked = False
 
     # routing
 
@@ -236,6 +243,41 @@ class Hub:
             del queue.waiting[oldest]
         queue.waiting.append(delivery)
         queue.wake()
+
+    def after(self, act: Callable[[], None]) -> bool:
+        """Call ``act`` when what is being published is handed over; False where nobody publishes: nothing is done then."""
+        if self.giving:
+            if act not in self._due:
+                self._due.append(act)
+            return True
+        return False
+
+    def run(self) -> bool:
+        """Do what was to be done after a publication; False: nothing was.
+
+        One reader at once, and those who read from it; other readers of the same have their turn when what these have
+        written has left.
+        """
+        due = self._due
+        if self._running or not due:
+            return False
+        self._running = True
+        try:
+            others, until = len(due) - 1, monotonic() + SPELL
+            while len(due) > others:
+                due.pop()()
+                if monotonic() > until:
+                    break
+        finally:
+            self._running = False
+        if due and not self._asked:
+            self._asked = True
+            asyncio.get_running_loop().call_soon(self._run_others)
+        return True
+
+    def _run_others(self) -> None:
+        self._asked = False
+        self.run()
 
     def recall(self, queue: Queue) -> None:
         """Put the retained messages that match before everything else."""

@@ -75,6 +75,10 @@ class Inputs:
         self._sharing = [edge for edge in self.edges.values() if edge.spec.shared is not None]
         self.streams = {stream.name: stream for edge in self.edges.values() for stream in edge.streams}
         self.repeated: dict[str, int] = {}
+        self.prompt: Callable[[], None] | None = None
+        """Called where something was handed over while :attr:`parked`: by nodes of this process only."""
+        self.parked = False
+        """Somebody waits in :meth:`take` for the first item, and for no more than that."""
 
     @property
     def ended(self) -> bool:
@@ -310,7 +314,11 @@ class Inputs:
         self._hungry.set()
         self._pull(most)
         if not queue:
-            await self._arrival(deadline)
+            self.parked = not linger and not self._sharing
+            try:
+                await self._arrival(deadline)
+            finally:
+                self.parked = False
             self._pull(most)
         if linger and queue and len(queue) < most:
             until = asyncio.get_running_loop().time() + linger
@@ -323,6 +331,15 @@ class Inputs:
             except TimeoutError:
                 pass
         self._hungry.clear()
+        return self._given(most)
+
+    def take_now(self, most: int) -> list[Item]:
+        """What :meth:`take` would give whoever waits in it; he goes on waiting."""
+        self._pull(most)
+        return self._given(most)
+
+    def _given(self, most: int) -> list[Item]:
+        queue = self._queue
         if len(queue) <= most:
             items = list(queue)
             queue.clear()
@@ -356,12 +373,13 @@ class Inputs:
 
     def _came(self, edge: Edge) -> None:
         edge.since = edge.since or time.time_ns()
-        self._arrived.set()
+        if not self.parked or self.prompt is None or self._local is None or not self._local.hub.after(self.prompt):
+            self._arrived.set()
 
     def _take_near(self, edge: Edge, batch: Sequence[Delivery]) -> None:
         arrived, stream = edge.since or time.time_ns(), edge.streams[0]
         edge.since = 0
-        self._put(stream, [Item(stream, delivery.payload, arrived, None, delivery) for delivery in batch])
+        self._queue.extend([Item(stream, delivery.payload, arrived, None, delivery) for delivery in batch])
 
     def wake(self) -> None:
         """Let :meth:`take` look again (we are to stop)."""

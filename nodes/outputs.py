@@ -330,7 +330,7 @@ class Outputs:
         return min(writing.at_once for writing in self._shared.values())
 
     @property
-    def _open(self) -> bool:
+    def open(self) -> bool:
         """Every channel has room, and no replica waits for its part."""
         if not self._channels:  # lanes and shared memory have channels
             return True
@@ -345,7 +345,7 @@ class Outputs:
         if self._shared:
             # what is staged leaves at the end of the loop's turn; its readers begin while the next is written
             await asyncio.sleep(0)
-        while not self._open:
+        while not self.open:
             self._room.clear()
             if self._shared:
                 await self._glance()
@@ -356,7 +356,7 @@ class Outputs:
         """Wait until there may be room in shared memory, or for a moment."""
         for writing in self._shared.values():
             writing.call(self._room.set)
-        if self._open:  # a reader was done before it could read that we wait
+        if self.open:  # a reader was done before it could read that we wait
             return
         timer = asyncio.get_running_loop().call_later(_GLANCE, self._room.set)
         try:
@@ -562,7 +562,7 @@ class Outputs:
         await self._bus.publish([self._control(channel, consumer, real(k.payload)) for k in kept])
 
     def _moved(self) -> None:
-        if self._open:
+        if self.open:
             self._room.set()
         self._progress()
 
