@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from broker.bus import Delivery, Overflow, Publication
 from broker.session_outbox import Batch
@@ -35,6 +35,17 @@ class Unwatched:
 _UNWATCHED = Unwatched()
 
 
+class Reader(Protocol):
+    """Who takes payloads without their being queued, while he waits for some."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether he waits, and has nothing to do before what comes now."""
+
+    def give(self, payloads: Sequence[object]) -> Callable[[], None]:
+        """Take them; gives what is to be called when all readers have theirs."""
+
+
 @dataclass(eq=False)
 class Queue:
     """What one subscription has at the hub. Outlives its :class:`LocalSubscription` in a kept session."""
@@ -49,6 +60,7 @@ class Queue:
     on_drop: Callable[[Delivery], None] | None = None
     on_arrival: Callable[[], None] | None = None
     reader: asyncio.Future[None] | None = None
+    direct: Reader | None = None
     online: bool = True
 
     @property
@@ -230,6 +242,26 @@ class Hub:
             if not qos:
                 batch.done()
         return stop
+
+    def hand(self, topic: str, payloads: Sequence[object]) -> bool:
+        """:meth:`offer_run` at QoS 0 where every reader of ``topic`` waits for it: they have done what they do at once.
+
+        :returns: False where a reader does not wait, or there is none: nothing was done.
+        """
+        single, groups = self._route(topic)
+        if groups or not single:
+            return False
+        count = len(payloads)
+        for queue in single:
+            direct = queue.direct
+            if direct is None or queue.waiting or count > queue.capacity or not queue.online or not direct.ready:
+                return False
+        due = self._due
+        for queue in single:
+            if queue.direct is not None and (act := queue.direct.give(payloads)) not in due:
+                due.append(act)
+        self.run()
+        return True
 
     def _put(self, queue: Queue, delivery: Delivery) -> None:
         if delivery.handle is None and queue.full:

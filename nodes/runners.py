@@ -39,6 +39,7 @@ class OperatorRuntime(Runtime):
         self._marked = False
         self._told: set[str] = set()
         self._times: dict[str, int] = {}
+        self._single = spec.inputs[0].name if len(spec.inputs) == 1 else None
         self._wake: int | None = None  # when the operator wants a tick, as far as our task knows
 
     async def open(self) -> None:
@@ -107,6 +108,10 @@ class OperatorRuntime(Runtime):
                 await self._end_again()
 
     async def _step(self, items: list[Item]) -> None:
+        if not self.stateful and self._single is not None:  # what follows, for most nodes that there are
+            if items:
+                await self._process(self._single, items)
+            return
         async with self._whole():
             await self._process_all(items)
             await self._tell_ends()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -289,5 +289,50 @@ def test_readers_of_a_reader_come_before_its_neighbours() -> None:
             await bus.publish(numbers(1, qos=0))
             assert order == ["first", "below"]  # what they have written leaves before the neighbour has its turn
             await until(lambda: order == ["first", "below", "later"])
+
+    go(main())
+
+
+class Taker:
+    """A reader that takes messages without their being queued."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.given: list[object] = []
+        self.acted = 0
+
+    def give(self, payloads: Sequence[object]) -> Callable[[], None]:
+        self.given += payloads
+        return self.act
+
+    def act(self) -> None:
+        self.acted += 1
+
+
+def test_messages_are_handed_over_directly_only_where_every_reader_waits_for_them_and_has_nothing_before() -> None:
+    async def main() -> None:
+        at, one, two = Hub(), Taker(), Taker()
+        async with LocalBus(at) as bus:
+            assert not at.hand("v", [0])  # nobody reads it
+            first = await bus.subscribe(["v"], qos=0, capacity=2)
+            first.queue.direct = one
+            assert at.hand("v", [1, 2])
+            assert (one.given, one.acted, first.queued) == ([1, 2], 1, 0)
+            assert not at.hand("v", [3, 3, 3])  # more than may wait: its overflow policy is to see them
+            await bus.publish(numbers(1, qos=0))
+            assert not at.hand("v", [3])  # it would overtake
+            first.take()
+            second = await bus.subscribe(["#"], qos=0)
+            assert not at.hand("v", [3])  # must be queued for this one
+            second.queue.direct = two
+            two.ready = False
+            assert not at.hand("v", [3])
+            two.ready = True
+            assert at.hand("v", [3])
+            assert (one.given, two.given) == ([1, 2, 3], [3])
+            await until(lambda: one.acted + two.acted == 3)
+            await second.unsubscribe()
+            assert at.hand("v", [4])
+            assert two.given == [3]
 
     go(main())
