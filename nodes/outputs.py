@@ -28,6 +28,7 @@ from schemas.errors import BusError, ClosedError, PacketTooLargeError, PayloadEr
 from schemas.messages import End, Message, Progress, State
 
 if TYPE_CHECKING:
+    from broker.local import LocalBus
     from nodes.sharing import Writing
 
 _ASK_CHECK = 0.25
@@ -67,7 +68,7 @@ class Outputs:
         spec: NodeSpec,
         *,
         bus: Bus | None,
-        local: Bus | None,
+        local: LocalBus | None,
         journal: Journal,
         epoch: int,
         earlier: Sequence[int],
@@ -81,6 +82,8 @@ class Outputs:
         self._public = spec.public
         self._ports = {port.name: port for port in spec.outputs}
         self._bus = bus
+        self._inside = bus is None or not any(p.remote or p.publish or p.teams or p.shared for p in spec.outputs)
+        """Nothing leaves the process."""
         self._local = local
         self._durable = durable
         self._progress = progress
@@ -330,7 +333,7 @@ class Outputs:
         return min(writing.at_once for writing in self._shared.values())
 
     @property
-    def _open(self) -> bool:
+    def open(self) -> bool:
         """Every channel has room, and no replica waits for its part."""
         if not self._channels:  # lanes and shared memory have channels
             return True
@@ -345,7 +348,7 @@ class Outputs:
         if self._shared:
             # what is staged leaves at the end of the loop's turn; its readers begin while the next is written
             await asyncio.sleep(0)
-        while not self._open:
+        while not self.open:
             self._room.clear()
             if self._shared:
                 await self._glance()
@@ -356,7 +359,7 @@ class Outputs:
         """Wait until there may be room in shared memory, or for a moment."""
         for writing in self._shared.values():
             writing.call(self._room.set)
-        if self._open:  # a reader was done before it could read that we wait
+        if self.open:  # a reader was done before it could read that we wait
             return
         timer = asyncio.get_running_loop().call_later(_GLANCE, self._room.set)
         try:
@@ -370,7 +373,7 @@ class Outputs:
         :returns: messages that cannot travel (larger than the broker takes), with the reason.
         """
         refused: list[tuple[Message, str]] = []
-        if self._bus is None:  # nothing leaves the process
+        if self._inside or self._bus is None:
             self._stage_local(sent)
             return refused
         now = time.monotonic_ns()
@@ -405,6 +408,24 @@ class Outputs:
             if port.local:
                 self._hand(name, Publication(topic, message, qos=1))
         return refused
+
+    def hand(self, sent: Sequence[tuple[str, Message]]) -> bool:
+        """Give messages to readers of this process who wait for them; False: they are to be staged. Nothing waits for it."""
+        local = self._local
+        if local is None or not sent or not self._inside or self._durable:
+            return False
+        name = sent[0][0]
+        port = self._ports.get(name)
+        if port is None or not port.local:
+            return False
+        if len(sent) > 1:
+            for other, _ in sent:
+                if other != name:
+                    return False
+        topic = self._known.get((name, ""))
+        if topic is None:
+            topic = self._known[name, ""] = topics.output(self._topology, self._public, name, self._public)
+        return local.hub.hand(topic, [message for _, message in sent])
 
     def _stage_local(self, sent: Sequence[tuple[str, Message]]) -> None:
         """:meth:`stage` where all readers are in this process."""
@@ -562,7 +583,7 @@ class Outputs:
         await self._bus.publish([self._control(channel, consumer, real(k.payload)) for k in kept])
 
     def _moved(self) -> None:
-        if self._open:
+        if self.open:
             self._room.set()
         self._progress()
 
