@@ -323,6 +323,11 @@ class Outputs:
             await self._heard.wait()
 
     @property
+    def encodes(self) -> bool:
+        """Messages leave the process, as bytes."""
+        return self._bus is not None
+
+    @property
     def at_once(self) -> int:
         """Messages that may be staged before :meth:`room` is to be asked again."""
         if not self._shared:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from broker.shared_memory import ALIGNMENT, OverwrittenError, Reader, Ring, UnreachableError, working
 from nodes import log
 from schemas import codec, detached
-from schemas.messages import Frame, Message, Tensors
+from schemas.messages import Frame, Message, Tensors, tensor_bytes
 
 if TYPE_CHECKING:
     from broker.bus import Delivery
@@ -144,11 +144,7 @@ class Writing:
         """Why a message cannot travel, if it cannot: what is sent again goes by the broker, so its limit holds here too."""
         if limit is None:
             return ""
-        body = message.body
-        if isinstance(body, Frame):
-            least = len(body.data) if isinstance(body.data, bytes) else body.data.nbytes
-        else:
-            least = sum(array.nbytes for array in body.tensors.values()) if isinstance(body, Tensors) else limit
+        least = tensor_bytes(message.body) if isinstance(message.body, Frame | Tensors) else limit
         if least + _REST < limit:
             return ""
         size = len(codec.encode(message, epoch=2**62, seq=2**31)) + len(topic)

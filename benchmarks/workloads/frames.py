@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks.figures import OURS, Comparison, Figure, in_turns
 from benchmarks.peers import frames_pipe
 from benchmarks.peers.frames_common import frames
+from broker.memory import ENVIRONMENT
 from schemas import codec
 from schemas.errors import PayloadError
 
@@ -195,19 +196,22 @@ def ours(broker: str, *, shared: bool) -> Seen:
             _end(run)
 
 
+def _quiet(command: list[str]) -> subprocess.Popen[bytes]:
+    environment = {**ENVIRONMENT, **os.environ}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+
 def peer(script: str) -> Seen:
-    """A script's two processes, and mosquitto."""
+    """A script's two processes, and mosquitto as ``penstock run`` starts it: by itself it takes three times as long."""
     port = _port()
     with tempfile.TemporaryDirectory() as name:
         configuration = Path(name) / "mosquitto.conf"
         configuration.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        running = [subprocess.Popen(["mosquitto", "-c", str(configuration)], **quiet)]  # type: ignore[call-overload] # mypy does not see through the map
+        running = [_quiet(["mosquitto", "-c", str(configuration)])]
         try:
             _listens(port)
-            for role in ("mean", "camera"):
-                command = [sys.executable, "-m", f"benchmarks.peers.{script}", role, "127.0.0.1", str(port)]
-                running.append(subprocess.Popen(command, **quiet))  # type: ignore[call-overload] # likewise
+            command = [sys.executable, "-m", f"benchmarks.peers.{script}"]
+            running += [_quiet([*command, role, "127.0.0.1", str(port)]) for role in ("mean", "camera")]
             return _collect(port, "frames/mean", running)
         finally:
             _end(running)
