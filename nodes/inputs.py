@@ -22,6 +22,7 @@ from schemas.messages import End, Progress, State
 
 if TYPE_CHECKING:
     from broker.local import LocalBus, LocalSubscription
+    from nodes.sharing import Reading
 
 _HEARTBEAT = 0.3
 """Seconds after which a producer hears of arrivals whose effects are not done yet."""
@@ -189,7 +190,10 @@ class Inputs:
             batch = await subscription.receive()
             if not spec.safe:
                 self._ahead += sum(len(delivery.payload) for delivery in batch)
-            self._take(edge, batch, shared=own)
+            if own and edge.shared is not None:
+                self._take_shared(edge, edge.shared, batch)
+            else:
+                self._take(edge, batch)
             self._arrived.set()  # whoever is to stop waits for what was queued, even if nothing came of it
 
     async def _drained(self, edge: Edge) -> None:
@@ -415,18 +419,16 @@ class Inputs:
             return item.message.id in item.edge.replayed
         return item.edge.spec.safe and not item.foreign and item.message.id in item.edge.ids
 
-    def _take(self, edge: Edge, batch: Sequence[Delivery], *, again: bool = False, shared: bool = False) -> None:
+    def _take(self, edge: Edge, batch: Sequence[Delivery], *, again: bool = False) -> None:
         now, first = time.time_ns(), edge.streams[0]
         numbered, single = edge.spec.safe, len(edge.streams) == 1
-        decode = edge.shared.decode if shared and edge.shared is not None else codec.decode_sequenced
+        decode = codec.decode_sequenced
         for delivery in batch:
             trace = next((value for key, value in delivery.properties if key == "traceparent"), None)
             try:
                 message, epoch, seq = decode(delivery.payload, trace=trace)
             except PayloadError as error:
                 self._undecodable(edge.name, delivery.topic, delivery.payload, error)
-                continue
-            except LookupError:  # of shared memory, and booked there
                 continue
             stream = first if single else edge.stream(epoch)
             item = Item(stream, message, now, (epoch, seq) if seq else None)
@@ -444,6 +446,29 @@ class Inputs:
                 item.number = None
                 item.foreign = numbered
                 self._put(stream, [item])
+
+    def _take_shared(self, edge: Edge, shared: Reading, batch: Sequence[Delivery]) -> None:
+        """:meth:`_take` for what came by the topic of those that share the producer's memory; it has no replicas."""
+        now, stream, numbered = time.time_ns(), edge.streams[0], edge.spec.safe
+        for delivery in batch:
+            trace = next((value for key, value in delivery.properties if key == "traceparent"), None)
+            try:
+                found = shared.decode(delivery.payload, trace)
+            except PayloadError as error:
+                self._undecodable(edge.name, delivery.topic, delivery.payload, error)
+                continue
+            if not numbered and not any(seq or isinstance(message.body, End) for message, _, seq in found):
+                self._put(stream, [Item(stream, message, now) for message, _, _ in found])
+                continue
+            for message, epoch, seq in found:
+                item = Item(stream, message, now, (epoch, seq) if seq else None)
+                if seq and numbered:
+                    self._put(stream, stream.window.accept(epoch, seq, item))
+                elif not isinstance(message.body, End):
+                    item.number, item.foreign = None, numbered
+                    self._put(stream, [item])
+                elif seq and stream.window.jump(epoch, seq):
+                    self._put(stream, [item])
 
     def _put(self, stream: Stream, items: Sequence[Item]) -> None:
         if items:

@@ -21,10 +21,15 @@ from nodes.prompt import Prompt
 from nodes.runtime import Runtime
 from nodes.step import Links, Step
 from schemas.errors import RejectedError, SinkAwayError
-from schemas.messages import Message, rows_of
+from schemas.messages import Message, rows_of, tensor_bytes
 
 _MOST_DRAFTS = 256
 """Messages drawn from a source ahead of what is sent."""
+_STAGED = 2 * 1024 * 1024
+"""Bytes of big tensors that a source gives on at once: the memory of the first is used again for the next while it is in the
+processor's cache, and nothing waits behind what is not even written."""
+_BIG = 64 * 1024
+"""Bytes of a message from which that is looked at."""
 _BACKOFF = (0.2, 30.0)
 """Seconds to wait at first and at most before a sink that is away is tried again."""
 
@@ -391,6 +396,8 @@ class SourceRuntime(Runtime):
                 step.entry.bury(reason, 1)
                 self.signs.deaths.append(self.signs.letter(reason, detail, "", where, payload))
         most = self.outputs.at_once
+        if emit.sent and self.outputs.encodes and (size := tensor_bytes(emit.sent[0][1].body)) >= _BIG:
+            most = min(most, max(1, _STAGED // size))
         while len(emit.sent) > most:  # the position is that after all of them
             some = Emit()
             some.sent, emit.sent = emit.sent[:most], emit.sent[most:]

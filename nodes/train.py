@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from nodes import log, tuning
+from broker.memory import give_back
+from nodes import log
 from nodes.federated import key_options
 from nodes.federated.options import JobOptions, level
 from nodes.federated.permission import EVERY, When
@@ -167,7 +168,7 @@ class TrainSink(Sink):
         from nodes.privacy.least import Least
 
         config, context = self._config, self._context
-        tuning.to_give_back()
+        give_back()
         name = config.client or context.node
         self._trainer = kinds.trainer(config.trainer, context)
         examples = self._gathering()
