@@ -203,12 +203,15 @@ class LocalBus(Bus):
         if not publications:
             receipt.set_result(None)
             return receipt
-        batch, accepted = Batch(receipt, len(publications)), 0
+        batch, accepted, read = Batch(receipt, len(publications)), 0, False
         try:
             if not self._order.locked() and self._since_turn < TURN:
                 accepted = self._accept(publications, 0, batch)
+                read = self.hub.run()
             if accepted < len(publications):
                 async with self._order:
+                    if read:
+                        await asyncio.sleep(0)
                     await self._accept_all(publications, accepted, batch)
         except BaseException:
             receipt.cancel()
@@ -225,9 +228,12 @@ class LocalBus(Bus):
                 self._since_turn = 0
                 await asyncio.sleep(0)
             index = self._accept(publications, index, batch)
+            read = self.hub.run()
             if index == len(publications):
                 return
-            if self._since_turn < TURN:
+            if read:  # there may be room already; nobody will wake us for it
+                await asyncio.sleep(0)
+            elif self._since_turn < TURN:
                 await self.hub.room()
 
     def _accept(self, publications: Sequence[Publication], index: int, batch: Batch) -> int:
@@ -247,7 +253,11 @@ class LocalBus(Bus):
             if index < sound:
                 if not self.connected:
                     raise ClosedError("the bus is closed" if self._closed else "the bus is not open")
-                reached = self.hub.offer_run(publications, index, sound, batch)
+                self.hub.giving = True
+                try:
+                    reached = self.hub.offer_run(publications, index, sound, batch)
+                finally:
+                    self.hub.giving = False
                 self._since_turn += reached - index
                 index = reached
                 if index < sound:

@@ -7,7 +7,8 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
 
 from broker.bus import Delivery, Overflow, Publication
 from broker.session_outbox import Batch
@@ -16,6 +17,8 @@ from schemas.topics import matches
 if TYPE_CHECKING:
     from broker.local import LocalBus
 
+SPELL = 0.002
+"""Seconds after which readers that are left have their turn when everybody else had one."""
 ROUTES = 65536
 """Topics whose routes are remembered."""
 
@@ -32,6 +35,17 @@ class Unwatched:
 _UNWATCHED = Unwatched()
 
 
+class Reader(Protocol):
+    """Who takes payloads without their being queued, while he waits for some."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether he waits, and has nothing to do before what comes now."""
+
+    def give(self, payloads: Sequence[object]) -> Callable[[], None]:
+        """Take them; gives what is to be called when all readers have theirs."""
+
+
 @dataclass(eq=False)
 class Queue:
     """What one subscription has at the hub. Outlives its :class:`LocalSubscription` in a kept session."""
@@ -46,6 +60,7 @@ class Queue:
     on_drop: Callable[[Delivery], None] | None = None
     on_arrival: Callable[[], None] | None = None
     reader: asyncio.Future[None] | None = None
+    direct: Reader | None = None
     online: bool = True
 
     @property
@@ -96,6 +111,10 @@ class Hub:
         self._routes: dict[str, tuple[tuple[Queue, ...], tuple[tuple[Queue, ...], ...]]] = {}
         self._turns: dict[tuple[str, tuple[Queue, ...]], int] = {}
         self._writers: deque[asyncio.Future[None]] = deque()
+        self.giving = False  # somebody publishes
+        self._due: list[Callable[[], None]] = []
+        self._running = False
+        self._asked = False
 
     # routing
 
@@ -224,6 +243,26 @@ class Hub:
                 batch.done()
         return stop
 
+    def hand(self, topic: str, payloads: Sequence[object]) -> bool:
+        """:meth:`offer_run` at QoS 0 where every reader of ``topic`` waits for it: they have done what they do at once.
+
+        :returns: False where a reader does not wait, or there is none: nothing was done.
+        """
+        single, groups = self._route(topic)
+        if groups or not single:
+            return False
+        count = len(payloads)
+        for queue in single:
+            direct = queue.direct
+            if direct is None or queue.waiting or count > queue.capacity or not queue.online or not direct.ready:
+                return False
+        due = self._due
+        for queue in single:
+            if queue.direct is not None and (act := queue.direct.give(payloads)) not in due:
+                due.append(act)
+        self.run()
+        return True
+
     def _put(self, queue: Queue, delivery: Delivery) -> None:
         if delivery.handle is None and queue.full:
             latest = queue.overflow == "latest"
@@ -236,6 +275,41 @@ class Hub:
             del queue.waiting[oldest]
         queue.waiting.append(delivery)
         queue.wake()
+
+    def after(self, act: Callable[[], None]) -> bool:
+        """Call ``act`` when what is being published is handed over; False where nobody publishes: nothing is done then."""
+        if self.giving:
+            if act not in self._due:
+                self._due.append(act)
+            return True
+        return False
+
+    def run(self) -> bool:
+        """Do what was to be done after a publication; False: nothing was.
+
+        One reader at once, and those who read from it; other readers of the same have their turn when what these have
+        written has left.
+        """
+        due = self._due
+        if self._running or not due:
+            return False
+        self._running = True
+        try:
+            others, until = len(due) - 1, monotonic() + SPELL
+            while len(due) > others:
+                due.pop()()
+                if monotonic() > until:
+                    break
+        finally:
+            self._running = False
+        if due and not self._asked:
+            self._asked = True
+            asyncio.get_running_loop().call_soon(self._run_others)
+        return True
+
+    def _run_others(self) -> None:
+        self._asked = False
+        self.run()
 
     def recall(self, queue: Queue) -> None:
         """Put the retained messages that match before everything else."""

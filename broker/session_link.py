@@ -2,7 +2,7 @@
 
 A chunk from the socket is parsed whole and handed on as one list. What is written during one turn of the event loop goes
 out in one call. A packet larger than the read buffer gets a buffer of its size, so its bytes are moved once, by the
-kernel, before the codec makes the payload of them.
+kernel, before the codec makes the payload of them. The next one finds that buffer: a new one is zeroed first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import mqtt5
 
+from broker.memory import keep_freed
 from schemas.errors import BusError
 
 
@@ -34,6 +35,12 @@ and not worth an object."""
 
 BUFFER = 256 * 1024
 """Bytes read at once."""
+KEPT = 8 * 1024 * 1024
+"""Bytes up to which a larger buffer is kept for the next packet that needs it,"""
+KEEP = 10.0
+"""and seconds for which it is, after the last one."""
+FREED = 4 * 1024 * 1024
+"""Bytes of a block up to which a process that has such packets uses freed memory again: frames, not models."""
 GATHER = 64 * 1024
 """Bytes gathered before they are written without waiting for the end of the loop's turn. A payload of this size is
 written by itself."""
@@ -107,6 +114,7 @@ class Link(asyncio.BufferedProtocol):
         self._view = memoryview(self._buffer)
         self._start = 0  # first byte not yet parsed
         self._end = 0  # end of what was received
+        self._grown = 0.0  # when the buffer was last too small otherwise
         self._out: list[bytes] = []
         self._out_size = 0
         self._flushing = False
@@ -236,12 +244,20 @@ class Link(asyncio.BufferedProtocol):
                 packets.append(decode(view[pos:stop]))
             pos = stop
         self._start = pos
+        size = len(buffer)
+        if need > BUFFER:
+            self._grown = self._loop.time()
+            keep_freed(FREED)
+        elif size > BUFFER and (size > KEPT or self._loop.time() - self._grown > KEEP):
+            size = BUFFER
         if pos == end:
-            self._start = self._end = 0
-            if len(buffer) != BUFFER:
-                self._rebuffer(BUFFER)
-        elif pos + need > len(buffer) or pos > BUFFER // 2:
-            self._rebuffer(max(need, BUFFER))
+            pos = end = self._start = self._end = 0
+        if need > size:
+            self._rebuffer(need)
+        elif size != len(buffer) and end - pos <= size:
+            self._rebuffer(size)
+        elif pos and (pos + need > size or pos > BUFFER // 2):
+            self._rebuffer(len(buffer))
 
     def _length(self, pos: int, end: int) -> tuple[int, int]:
         """Remaining length and size of the fixed header; size 0 where it is not all there."""
@@ -307,6 +323,7 @@ class Link(asyncio.BufferedProtocol):
     def write_large(self, head: bytes, payload: bytes | bytearray | memoryview) -> None:
         """Write now, without putting the two together."""
         self.flush()
+        keep_freed(FREED)  # it was made for this packet, and so will the next be
         if not self.closing:
             self._transport.write(head)
             self._transport.write(payload)

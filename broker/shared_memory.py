@@ -181,19 +181,18 @@ class Ring:
         :param number: keep the slot until :meth:`release` is told this number; 0: it may go when its readers are done.
         :returns: where it is, and where each part begins in the slot; None: no slot is free, or it is too large.
         """
-        sizes = [memoryview(part).nbytes for part in parts]
+        views = [memoryview(part).cast("B") if memoryview(part).nbytes else b"" for part in parts]
         offsets, end = [], 0
-        for size in sizes:
+        for view in views:
             offsets.append(end)
-            end += -(-size // ALIGNMENT) * ALIGNMENT
-        if end > self.size or not self.claim():
+            end += -(-len(view) // ALIGNMENT) * ALIGNMENT
+        if end > self.size or not (self._claimed or self.claim()):
             return None
         slot = self._claimed.pop()  # the one that got free last: the fewer are in use, the more of them are in a cache
         self._generations[slot] = 0
         base = 2 * _PAGE + slot * self.size
-        for part, offset, size in zip(parts, offsets, sizes, strict=True):
-            if size:
-                self._view[base + offset : base + offset + size] = memoryview(part).cast("B")
+        for view, offset in zip(views, offsets, strict=True):
+            self._view[base + offset : base + offset + len(view)] = view
         self.generation += 1
         self._generations[slot] = self._held[slot] = self.generation
         self._sent.append(slot)
@@ -228,8 +227,8 @@ class Ring:
 
     def _least(self) -> int:
         """Every reader has seen the generations up to here."""
-        seen = self._words
-        return min([seen[_SEEN + _STRIDE * i] for i in range(len(self._waits))], default=self.generation)
+        seen = self._words[_SEEN : _SEEN + _STRIDE * len(self._waits) : _STRIDE].tolist()
+        return min(seen, default=self.generation)
 
     def _late(self) -> int | None:
         """The oldest slot that no reader waits for, locked."""

@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from broker import memory
 from nodes import log
 from nodes.children import Child, describe, keep
 from nodes.plan import Plan
@@ -138,7 +139,7 @@ class Brokers:
             "max_queued_messages 100000\nmax_inflight_messages 200\n"
         )
         _readable(folder, config)
-        child = Child(f"broker {name}", [program, "-c", str(config)], lambda _: None)
+        child = Child(f"broker {name}", [program, "-c", str(config)], lambda _: None, memory.ENVIRONMENT)
         self.children[name] = child
         answering = asyncio.create_task(self._answers(name, host.strip("[]"), int(port)))
 

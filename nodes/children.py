@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -42,10 +42,18 @@ class Child:
     :param name: for the log.
     :param command: program and arguments; ``None`` as program stands for this Python.
     :param on_line: takes each line of its stdout, without the newline.
+    :param defaults: environment variables that it gets where we have none of that name.
     """
 
-    def __init__(self, name: str, command: list[str | None], on_line: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str | None],
+        on_line: Callable[[bytes], None],
+        defaults: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
+        self._defaults = defaults or {}
         self.replace(command)
         self._on_line = on_line
         self._process: asyncio.subprocess.Process | None = None
@@ -69,7 +77,7 @@ class Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=environment(),
+            env={**self._defaults, **environment()},
             limit=LONGEST_LINE,
             process_group=0,
         )

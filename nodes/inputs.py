@@ -22,6 +22,7 @@ from schemas.messages import End, Progress, State
 
 if TYPE_CHECKING:
     from broker.local import LocalBus, LocalSubscription
+    from nodes.sharing import Reading
 
 _HEARTBEAT = 0.3
 """Seconds after which a producer hears of arrivals whose effects are not done yet."""
@@ -75,6 +76,10 @@ class Inputs:
         self._sharing = [edge for edge in self.edges.values() if edge.spec.shared is not None]
         self.streams = {stream.name: stream for edge in self.edges.values() for stream in edge.streams}
         self.repeated: dict[str, int] = {}
+        self.prompt: Callable[[], None] | None = None
+        """Called where something was handed over while :attr:`parked`: by nodes of this process only."""
+        self.parked = False
+        """Somebody waits in :meth:`take` for the first item, and for no more than that."""
 
     @property
     def ended(self) -> bool:
@@ -140,6 +145,7 @@ class Inputs:
             # the end must not be dropped where data may be: it comes by a queue of its own
             edge.near = await local.subscribe([f"{base}/+"], qos=0, capacity=spec.queue, overflow=spec.overflow)
             edge.near.on_drop = edge.lost
+            edge.near.queue.direct = _Direct(self, edge)
             edge.endings = await local.subscribe([base], qos=1, capacity=4)
             edge.endings.tell(self._arrived.set)
         edge.near.tell(partial(self._came, edge))
@@ -184,7 +190,10 @@ class Inputs:
             batch = await subscription.receive()
             if not spec.safe:
                 self._ahead += sum(len(delivery.payload) for delivery in batch)
-            self._take(edge, batch, shared=own)
+            if own and edge.shared is not None:
+                self._take_shared(edge, edge.shared, batch)
+            else:
+                self._take(edge, batch)
             self._arrived.set()  # whoever is to stop waits for what was queued, even if nothing came of it
 
     async def _drained(self, edge: Edge) -> None:
@@ -310,7 +319,11 @@ class Inputs:
         self._hungry.set()
         self._pull(most)
         if not queue:
-            await self._arrival(deadline)
+            self.parked = not linger and not self._sharing
+            try:
+                await self._arrival(deadline)
+            finally:
+                self.parked = False
             self._pull(most)
         if linger and queue and len(queue) < most:
             until = asyncio.get_running_loop().time() + linger
@@ -323,6 +336,15 @@ class Inputs:
             except TimeoutError:
                 pass
         self._hungry.clear()
+        return self._given(most)
+
+    def take_now(self, most: int) -> list[Item]:
+        """What :meth:`take` would give whoever waits in it; he goes on waiting."""
+        self._pull(most)
+        return self._given(most)
+
+    def _given(self, most: int) -> list[Item]:
+        queue = self._queue
         if len(queue) <= most:
             items = list(queue)
             queue.clear()
@@ -356,12 +378,24 @@ class Inputs:
 
     def _came(self, edge: Edge) -> None:
         edge.since = edge.since or time.time_ns()
-        self._arrived.set()
+        if not self.parked or self.prompt is None or self._local is None or not self._local.hub.after(self.prompt):
+            self._arrived.set()
 
     def _take_near(self, edge: Edge, batch: Sequence[Delivery]) -> None:
         arrived, stream = edge.since or time.time_ns(), edge.streams[0]
         edge.since = 0
-        self._put(stream, [Item(stream, delivery.payload, arrived, None, delivery) for delivery in batch])
+        self._queue.extend([Item(stream, delivery.payload, arrived, None, delivery) for delivery in batch])
+
+    @property
+    def free(self) -> bool:
+        """Whoever waits in :meth:`take` can be given something at once."""
+        return self.parked and self.prompt is not None and not self._queue
+
+    def give(self, stream: Stream, messages: Sequence[Any]) -> Callable[[], None]:
+        """Messages of a ``fast`` edge within the process, while we are :attr:`free`; gives what begins the step."""
+        now = time.time_ns()
+        self._queue.extend([Item(stream, message, now) for message in messages])
+        return self.prompt or self.wake
 
     def wake(self) -> None:
         """Let :meth:`take` look again (we are to stop)."""
@@ -385,18 +419,16 @@ class Inputs:
             return item.message.id in item.edge.replayed
         return item.edge.spec.safe and not item.foreign and item.message.id in item.edge.ids
 
-    def _take(self, edge: Edge, batch: Sequence[Delivery], *, again: bool = False, shared: bool = False) -> None:
+    def _take(self, edge: Edge, batch: Sequence[Delivery], *, again: bool = False) -> None:
         now, first = time.time_ns(), edge.streams[0]
         numbered, single = edge.spec.safe, len(edge.streams) == 1
-        decode = edge.shared.decode if shared and edge.shared is not None else codec.decode_sequenced
+        decode = codec.decode_sequenced
         for delivery in batch:
             trace = next((value for key, value in delivery.properties if key == "traceparent"), None)
             try:
                 message, epoch, seq = decode(delivery.payload, trace=trace)
             except PayloadError as error:
                 self._undecodable(edge.name, delivery.topic, delivery.payload, error)
-                continue
-            except LookupError:  # of shared memory, and booked there
                 continue
             stream = first if single else edge.stream(epoch)
             item = Item(stream, message, now, (epoch, seq) if seq else None)
@@ -415,6 +447,29 @@ class Inputs:
                 item.foreign = numbered
                 self._put(stream, [item])
 
+    def _take_shared(self, edge: Edge, shared: Reading, batch: Sequence[Delivery]) -> None:
+        """:meth:`_take` for what came by the topic of those that share the producer's memory; it has no replicas."""
+        now, stream, numbered = time.time_ns(), edge.streams[0], edge.spec.safe
+        for delivery in batch:
+            trace = next((value for key, value in delivery.properties if key == "traceparent"), None)
+            try:
+                found = shared.decode(delivery.payload, trace)
+            except PayloadError as error:
+                self._undecodable(edge.name, delivery.topic, delivery.payload, error)
+                continue
+            if not numbered and not any(seq or isinstance(message.body, End) for message, _, seq in found):
+                self._put(stream, [Item(stream, message, now) for message, _, _ in found])
+                continue
+            for message, epoch, seq in found:
+                item = Item(stream, message, now, (epoch, seq) if seq else None)
+                if seq and numbered:
+                    self._put(stream, stream.window.accept(epoch, seq, item))
+                elif not isinstance(message.body, End):
+                    item.number, item.foreign = None, numbered
+                    self._put(stream, [item])
+                elif seq and stream.window.jump(epoch, seq):
+                    self._put(stream, [item])
+
     def _put(self, stream: Stream, items: Sequence[Item]) -> None:
         if items:
             stream.away = None
@@ -431,6 +486,23 @@ class Inputs:
             name = stream.edge.name
             self.repeated[name] = self.repeated.get(name, 0) + stream.window.repeated
             stream.window.repeated = 0
+
+
+class _Direct:
+    """A ``fast`` edge within the process, as the local bus's hub knows it."""
+
+    __slots__ = ("_inputs", "_stream")
+
+    def __init__(self, inputs: Inputs, edge: Edge) -> None:
+        self._inputs = inputs
+        self._stream = edge.streams[0]
+
+    @property
+    def ready(self) -> bool:
+        return self._inputs.free
+
+    def give(self, payloads: Sequence[Any]) -> Callable[[], None]:
+        return self._inputs.give(self._stream, payloads)
 
 
 def _merge(merge: Merge[Item], number: int, item: Item) -> None:

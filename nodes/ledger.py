@@ -28,7 +28,7 @@ class Latency:
 
     __slots__ = ("counts", "total")
 
-    _edges: tuple[float, ...] = tuple(1000.0 * _BASE**i for i in range(_BUCKETS))
+    _edges: tuple[int, ...] = tuple(int(1000 * _BASE**i) for i in range(_BUCKETS))
 
     def __init__(self) -> None:
         self.counts = [0] * (_BUCKETS + 1)
@@ -47,6 +47,9 @@ class Latency:
             if count and seen >= wanted:
                 return int(self._edges[min(i, _BUCKETS - 1)])
         return 0
+
+
+_EDGES = Latency._edges
 
 
 class Recent:
@@ -69,7 +72,9 @@ class Recent:
             # after a long pause the span before is as old as the pause: nothing of it is recent
             self._before = self._now if now - self._since < 2 * SPAN else Latency()
             self._now, self._since = Latency(), now
-        self._now.add(duration, times)
+        latency = self._now
+        latency.counts[bisect_left(_EDGES, duration)] += times
+        latency.total += times
 
     def percentile(self, p: float) -> int:
         """As :meth:`Latency.percentile`."""

@@ -262,6 +262,10 @@ class Sink(ABC):
     linger: float = 0.0
     """Seconds the runtime may wait to fill a batch."""
 
+    prompt: ClassVar[bool] = False
+    """True: :meth:`write` asks, until it first waits for something, for nothing of the task that it runs in (as
+    ``asyncio.timeout``, ``wait_for`` and ``TaskGroup`` do). The runtime then begins it while messages are handed over."""
+
     async def open(self) -> None:
         """Connect or create. May be retried by the runtime on :class:`SinkAwayError`."""
 

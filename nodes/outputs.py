@@ -28,6 +28,7 @@ from schemas.errors import BusError, ClosedError, PacketTooLargeError, PayloadEr
 from schemas.messages import End, Message, Progress, State
 
 if TYPE_CHECKING:
+    from broker.local import LocalBus
     from nodes.sharing import Writing
 
 _ASK_CHECK = 0.25
@@ -67,7 +68,7 @@ class Outputs:
         spec: NodeSpec,
         *,
         bus: Bus | None,
-        local: Bus | None,
+        local: LocalBus | None,
         journal: Journal,
         epoch: int,
         earlier: Sequence[int],
@@ -81,6 +82,8 @@ class Outputs:
         self._public = spec.public
         self._ports = {port.name: port for port in spec.outputs}
         self._bus = bus
+        self._inside = bus is None or not any(p.remote or p.publish or p.teams or p.shared for p in spec.outputs)
+        """Nothing leaves the process."""
         self._local = local
         self._durable = durable
         self._progress = progress
@@ -323,6 +326,11 @@ class Outputs:
             await self._heard.wait()
 
     @property
+    def encodes(self) -> bool:
+        """Messages leave the process, as bytes."""
+        return self._bus is not None
+
+    @property
     def at_once(self) -> int:
         """Messages that may be staged before :meth:`room` is to be asked again."""
         if not self._shared:
@@ -330,7 +338,7 @@ class Outputs:
         return min(writing.at_once for writing in self._shared.values())
 
     @property
-    def _open(self) -> bool:
+    def open(self) -> bool:
         """Every channel has room, and no replica waits for its part."""
         if not self._channels:  # lanes and shared memory have channels
             return True
@@ -345,7 +353,7 @@ class Outputs:
         if self._shared:
             # what is staged leaves at the end of the loop's turn; its readers begin while the next is written
             await asyncio.sleep(0)
-        while not self._open:
+        while not self.open:
             self._room.clear()
             if self._shared:
                 await self._glance()
@@ -356,7 +364,7 @@ class Outputs:
         """Wait until there may be room in shared memory, or for a moment."""
         for writing in self._shared.values():
             writing.call(self._room.set)
-        if self._open:  # a reader was done before it could read that we wait
+        if self.open:  # a reader was done before it could read that we wait
             return
         timer = asyncio.get_running_loop().call_later(_GLANCE, self._room.set)
         try:
@@ -370,10 +378,11 @@ class Outputs:
         :returns: messages that cannot travel (larger than the broker takes), with the reason.
         """
         refused: list[tuple[Message, str]] = []
-        if self._bus is None:  # nothing leaves the process
+        if self._inside or self._bus is None:
             self._stage_local(sent)
             return refused
-        now = time.monotonic_ns()
+        now, limit = time.monotonic_ns(), self._bus.max_payload
+        shared: dict[str, list[Message]] = {}
         for name, message in sent:
             port = self._ports.get(name)
             if port is None:
@@ -382,9 +391,10 @@ class Outputs:
             topic = topics.output(self._topology, self._public, name, source)
             ways: list[tuple[Channel | None, str]] = []
             if port.shared:
-                if why := self._share(name, topic, message, mark, now):
+                if why := self._shared[name].too_large(message, topic, limit):
                     refused.append((message, why))
                     continue
+                shared.setdefault(name, []).append(message)
             elif port.publish:
                 ways.append((self._channels.get(name), topic))
             for lanes in self._lanes.get(name, ()):
@@ -392,7 +402,6 @@ class Outputs:
                 channel = lanes.of(source)
                 ways.append((channel, channel.lane or topic))
             coded = [(way, to, self._encode(way, message)) for way, to in ways]
-            limit = self._bus.max_payload
             if limit is not None and (over := max((len(p) + len(to) for _, to, p in coded), default=0)) > limit:
                 refused.append((message, f"{over} bytes, the broker takes at most {limit}"))
                 continue
@@ -404,7 +413,27 @@ class Outputs:
                 self._staged.append(_publication(message, to, payload, 1 if numbered else 0))
             if port.local:
                 self._hand(name, Publication(topic, message, qos=1))
+        for name, messages in shared.items():
+            self._share(name, messages, mark, now)
         return refused
+
+    def hand(self, sent: Sequence[tuple[str, Message]]) -> bool:
+        """Give messages to readers of this process who wait for them; False: they are to be staged. Nothing waits for it."""
+        local = self._local
+        if local is None or not sent or not self._inside or self._durable:
+            return False
+        name = sent[0][0]
+        port = self._ports.get(name)
+        if port is None or not port.local:
+            return False
+        if len(sent) > 1:
+            for other, _ in sent:
+                if other != name:
+                    return False
+        topic = self._known.get((name, ""))
+        if topic is None:
+            topic = self._known[name, ""] = topics.output(self._topology, self._public, name, self._public)
+        return local.hub.hand(topic, [message for _, message in sent])
 
     def _stage_local(self, sent: Sequence[tuple[str, Message]]) -> None:
         """:meth:`stage` where all readers are in this process."""
@@ -424,26 +453,34 @@ class Outputs:
             else:
                 staged.append(publication)
 
-    def _share(self, port: str, topic: str, message: Message, mark: Mark, now: int) -> str:
-        """Stage a message of a port with readers that share our memory; why it cannot travel, if it cannot."""
-        writing, bus = self._shared[port], self._bus
-        if bus is None or (
-            (limit := bus.max_payload) is not None and (why := writing.too_large(message, topic, limit))
-        ):
-            return why
-        channel, numbered = writing.channel, writing.channel.window.sequenced
-        epoch, seq = (channel.window.epoch, channel.window.next) if numbered else (0, 0)
-        payload = writing.encode(message, epoch, seq)
-        if numbered:
-            mark.number(channel, seq)
-            self._keep(channel, topic, payload, now)
-        qos: Literal[0, 1] = 1 if numbered else 0
-        self._staged.append(_publication(message, topics.shared(self._topology, self._public, port), payload, qos))
+    def _share(self, port: str, messages: Sequence[Message], mark: Mark, now: int) -> None:
+        """Stage messages of a port with readers that share our memory."""
+        writing, staged = self._shared[port], self._staged
+        channel, to = writing.channel, topics.shared(self._topology, self._public, port)
+        numbered = channel.window.sequenced
+        if not numbered and not any(message.trace for message in messages):
+            staged += [_publication(messages[0], to, payload, 0) for payload in writing.encode_all(messages)]
+            for message in messages:
+                self._show(port, writing, message, 0, 0, now)
+            return
+        for message in messages:
+            epoch, seq = (channel.window.epoch, channel.window.next) if numbered else (0, 0)
+            payload = writing.encode(message, epoch, seq)
+            if numbered:
+                mark.number(channel, seq)
+                self._keep(channel, self._topic(port, message), payload, now)
+            staged.append(_publication(message, to, payload, 1 if numbered else 0))
+            self._show(port, writing, message, epoch, seq, now)
+
+    def _show(self, port: str, writing: Writing, message: Message, epoch: int, seq: int, now: int) -> None:
+        """Stage a message of such a port for the public, if anybody listens."""
         if wanted := writing.audience.wants(now / 1e9):
-            heard = None if wanted is True else wanted
-            public = _publication(message, topic, codec.encode(message, epoch=epoch, seq=seq), 1 if heard else qos)
-            self._staged.append(msgspec.structs.replace(public, heard=heard) if heard else public)
-        return ""
+            payload = codec.encode(message, epoch=epoch, seq=seq)
+            public = _publication(message, self._topic(port, message), payload, 1 if wanted is not True or seq else 0)
+            self._staged.append(public if wanted is True else msgspec.structs.replace(public, heard=wanted))
+
+    def _topic(self, port: str, message: Message) -> str:
+        return topics.output(self._topology, self._public, port, message.source or self._public)
 
     def _hand(self, port: str, publication: Publication) -> None:
         """Stage what goes to readers in this process."""
@@ -562,7 +599,7 @@ class Outputs:
         await self._bus.publish([self._control(channel, consumer, real(k.payload)) for k in kept])
 
     def _moved(self) -> None:
-        if self._open:
+        if self.open:
             self._room.set()
         self._progress()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import groupby
@@ -17,13 +17,19 @@ from nodes import log, tuning
 from nodes.assignment import NodeSpec
 from nodes.edge import Edge, Item
 from nodes.operator import Chunk, Emit, Operator, Sink, Source
+from nodes.prompt import Prompt
 from nodes.runtime import Runtime
 from nodes.step import Links, Step
 from schemas.errors import RejectedError, SinkAwayError
-from schemas.messages import Message, rows_of
+from schemas.messages import Message, rows_of, tensor_bytes
 
 _MOST_DRAFTS = 256
 """Messages drawn from a source ahead of what is sent."""
+_STAGED = 2 * 1024 * 1024
+"""Bytes of big tensors that a source gives on at once: the memory of the first is used again for the next while it is in the
+processor's cache, and nothing waits behind what is not even written."""
+_BIG = 64 * 1024
+"""Bytes of a message from which that is looked at."""
 _BACKOFF = (0.2, 30.0)
 """Seconds to wait at first and at most before a sink that is away is tried again."""
 
@@ -38,6 +44,8 @@ class OperatorRuntime(Runtime):
         self._marked = False
         self._told: set[str] = set()
         self._times: dict[str, int] = {}
+        self._single = spec.inputs[0].name if len(spec.inputs) == 1 else None
+        self._wake: int | None = None  # when the operator wants a tick, as far as our task knows
 
     async def open(self) -> None:
         self.operator.open()
@@ -69,21 +77,31 @@ class OperatorRuntime(Runtime):
         operator = self.operator
         if self._thread is not None and operator.overlaps and not self.stateful:
             await self._work_ahead()
-        while not self.inputs.ended:
-            if self._stopping.is_set() and not self.inputs.queued:
-                return
-            await self.outputs.room()
-            wake = operator.wake()
-            deadline = None if wake is None else time.monotonic() + max(0, wake - time.time_ns()) / 1e9
-            items = await self.inputs.take(min(operator.max_batch, self.outputs.at_once), operator.linger, deadline)
-            async with self._whole():
-                await self._process_all(items)
+        prompt = Prompt(self.inputs, self._prompt_step)
+        if self._thread is None and not operator.linger:
+            self.inputs.prompt = prompt
+        try:
+            while not self.inputs.ended:
+                if self._stopping.is_set() and not self.inputs.queued:
+                    return
+                await self.outputs.room()
+                wake = self._wake = operator.wake()
+                deadline = None if wake is None else time.monotonic() + max(0, wake - time.time_ns()) / 1e9
+                items = await self.inputs.take(min(operator.max_batch, self.outputs.at_once), operator.linger, deadline)
+                if prompt.left:
+                    await prompt.finish()
+                if not self.outputs.open:
+                    await self.outputs.room()
+                await self._step(items)
                 items.clear()  # it may be all that keeps a lease of shared memory while we wait for more
-                await self._tell_ends()
                 if wake is not None and (now := time.time_ns()) >= wake:
-                    emit, held = Emit(), operator.held()
-                    operator.tick(now, emit)
-                    await self._answer(emit, held)
+                    async with self._whole():
+                        emit, held = Emit(), operator.held()
+                        operator.tick(now, emit)
+                        await self._answer(emit, held)
+        finally:
+            self.inputs.prompt = None
+            prompt.close()
         if not self.journal.get("finished"):
             async with self._whole():
                 emit, held = Emit(), operator.held()
@@ -93,6 +111,31 @@ class OperatorRuntime(Runtime):
         else:
             async with self._whole():
                 await self._end_again()
+
+    async def _step(self, items: list[Item]) -> None:
+        if not self.stateful and self._single is not None:  # what follows, for most nodes that there are
+            if items:
+                await self._process(self._single, items)
+            return
+        async with self._whole():
+            await self._process_all(items)
+            await self._tell_ends()
+
+    def _prompt_step(self) -> Coroutine[Any, Any, None] | None:
+        """The step for what was just handed over, while our task waits for it. The task itself sees to the ends and to ticks."""
+        if self._stopping.is_set() or not self.outputs.open:
+            return None
+        return self._step_promptly()
+
+    async def _step_promptly(self) -> None:
+        operator, inputs = self.operator, self.inputs
+        most = min(operator.max_batch, self.outputs.at_once)
+        items = inputs.take_now(most)
+        if items:
+            await self._step(items)
+        wake = operator.wake()
+        if len(items) == most or inputs.ended or (wake is not None and (self._wake is None or wake < self._wake)):
+            inputs.wake()
 
     async def _process_all(self, items: list[Item]) -> None:
         for edge, run in _by_edge(items, one=len(self.inputs.edges) == 1):
@@ -353,6 +396,8 @@ class SourceRuntime(Runtime):
                 step.entry.bury(reason, 1)
                 self.signs.deaths.append(self.signs.letter(reason, detail, "", where, payload))
         most = self.outputs.at_once
+        if emit.sent and self.outputs.encodes and (size := tensor_bytes(emit.sent[0][1].body)) >= _BIG:
+            most = min(most, max(1, _STAGED // size))
         while len(emit.sent) > most:  # the position is that after all of them
             some = Emit()
             some.sent, emit.sent = emit.sent[:most], emit.sent[most:]
@@ -374,6 +419,7 @@ class SinkRuntime(Runtime):
         super().__init__(topology, spec, state, links)
         self.sink = sink
         self._marked = any(edge.marked for edge in spec.inputs)
+        self._given_up = False
 
     async def open(self) -> None:
         """Opened patiently, in :meth:`resume`."""
@@ -384,30 +430,40 @@ class SinkRuntime(Runtime):
     async def close(self) -> None:
         await self.sink.close()
 
-    async def work(self) -> None:
-        beside = asyncio.create_task(self.sink.beside(), name=f"{self.name}: beside")
-        writing = asyncio.create_task(self._take_all(), name=f"{self.name}: writing")
-        tasks: set[asyncio.Task[None]] = {beside, writing}
-        try:
-            while writing in tasks:
-                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-        finally:
-            for task in (beside, writing):
-                task.cancel()
-            await asyncio.gather(beside, writing, return_exceptions=True)
+    async def beside(self) -> None:
+        await self.sink.beside()
 
-    async def _take_all(self) -> None:
-        while not self.inputs.ended:
-            if self._stopping.is_set() and not self.inputs.queued:
-                return
-            items = await self.inputs.take(self.sink.max_batch, self.sink.linger, None)
-            if items and not await self._write(items):
-                return
-            items.clear()  # as for an operator
+    async def work(self) -> None:
+        prompt = Prompt(self.inputs, self._prompt_step)
+        if self.sink.prompt and not self.sink.linger:
+            self.inputs.prompt = prompt
+        try:
+            while not self.inputs.ended:
+                if self._stopping.is_set() and not self.inputs.queued:
+                    return
+                items = await self.inputs.take(self.sink.max_batch, self.sink.linger, None)
+                if prompt.left:
+                    await prompt.finish()
+                if self._given_up or (items and not await self._write(items)):
+                    return
+                items.clear()  # as for an operator
+        finally:
+            self.inputs.prompt = None
+            prompt.close()
         if not self.journal.get("finished") and await self._until_finished():
             await self._finish(Emit())
+
+    def _prompt_step(self) -> Coroutine[Any, Any, None] | None:
+        """As an operator's."""
+        return None if self._stopping.is_set() else self._write_promptly()
+
+    async def _write_promptly(self) -> None:
+        most, inputs = self.sink.max_batch, self.inputs
+        items = inputs.take_now(most)
+        if items and not await self._write(items):
+            self._given_up = True
+        if len(items) == most or inputs.ended or self._given_up:
+            inputs.wake()
 
     async def _until_finished(self) -> bool:
         """Wait for what the sink does beside writing, or until the run is ended; False: we were stopped meanwhile."""
@@ -460,9 +516,12 @@ class SinkRuntime(Runtime):
             except SinkAwayError as error:
                 pause = error.retry_after if error.retry_after is not None else uniform(wait / 2, wait)  # noqa: S311
                 log.warning("sink is away", node=self.name, reason=str(error), again_in=f"{pause:.1f}s")
+            stopped = asyncio.ensure_future(self._stopping.wait())
             try:
-                async with asyncio.timeout(pause):
-                    await self._stopping.wait()
+                # not asyncio.timeout: it asks for the task, and we may be begun by another's (nodes.prompt)
+                done, _ = await asyncio.wait({stopped}, timeout=pause)
+            finally:
+                stopped.cancel()
+            if done:
                 return False
-            except TimeoutError:
-                wait = min(wait * 2, most)
+            wait = min(wait * 2, most)

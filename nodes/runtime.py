@@ -306,7 +306,7 @@ class Runtime(ABC):
 
     def _stage(self, step: Step, emit: Emit) -> None:
         emit.sent = self.outputs.divided(emit.sent)
-        refused = self.outputs.stage(emit.sent, step.mark)
+        refused = () if self.outputs.hand(emit.sent) else self.outputs.stage(emit.sent, step.mark)
         for message, detail in refused:
             self._bury(message, "too-large", detail, "")
             rows = message.rows

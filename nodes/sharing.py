@@ -11,19 +11,20 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from broker.shared_memory import OverwrittenError, Reader, Ring, UnreachableError, working
+from broker.shared_memory import ALIGNMENT, OverwrittenError, Reader, Ring, UnreachableError, working
 from nodes import log
 from schemas import codec, detached
-from schemas.messages import Frame, Message, Tensors
+from schemas.messages import Frame, Message, Tensors, tensor_bytes
 
 if TYPE_CHECKING:
     from broker.bus import Delivery
     from nodes.channel import Channel
     from nodes.edge import Edge
+    from schemas.detached import Detached, Place
 
 LEAST = 64 * 1024
 """Bytes from which a tensor goes by shared memory: below, two hops over sockets cost less than two leases and a handle
@@ -90,6 +91,7 @@ class Writing:
         self._name = f"{node}.{port}"
         self._waits = [each in {"block", "sample"} for each in readers]
         self._blocks = "block" in readers
+        self._together = {"block"}.issuperset(readers)
         self._keeps = "safe" in readers
         self._whole = whole
         self._ring: Ring | None = None
@@ -138,13 +140,11 @@ class Writing:
             self._deafen = partial(loop.remove_reader, ring.bell)
         ring.call(self.at_once)
 
-    def too_large(self, message: Message, topic: str, limit: int) -> str:
+    def too_large(self, message: Message, topic: str, limit: int | None) -> str:
         """Why a message cannot travel, if it cannot: what is sent again goes by the broker, so its limit holds here too."""
-        body = message.body
-        if isinstance(body, Frame):
-            least = len(body.data) if isinstance(body.data, bytes) else body.data.nbytes
-        else:
-            least = sum(array.nbytes for array in body.tensors.values()) if isinstance(body, Tensors) else limit
+        if limit is None:
+            return ""
+        least = tensor_bytes(message.body) if isinstance(message.body, Frame | Tensors) else limit
         if least + _REST < limit:
             return ""
         size = len(codec.encode(message, epoch=2**62, seq=2**31)) + len(topic)
@@ -154,18 +154,47 @@ class Writing:
         """What the readers of this host are sent: a few bytes if what is big could be put into shared memory."""
         if not self._whole and (found := detached.take_out(message, LEAST)) is not None:
             wire, big = found
-            ring = self._ring_for(sum(data.nbytes + 64 for data in big.values()))
-            if ring is not None and (put := ring.put([*big.values()], seq)) is not None:
-                place, starts = put
-                parts = [(name, at, data.nbytes) for (name, data), at in zip(big.items(), starts, strict=True)]
-                return detached.encode(wire, place, parts, epoch=epoch, seq=seq)
+            if (put := self._put(big, seq)) is not None:
+                return detached.encode([detached.leave(wire, *put, epoch=epoch, seq=seq)])
         return codec.encode(message, epoch=epoch, seq=seq)
+
+    def encode_all(self, messages: Sequence[Message]) -> list[bytes]:
+        """What the readers are sent for messages without numbers: those in a row that could be put there are told at once.
+
+        Not where a reader may miss what comes too fast for it: it is to miss one, not several. First all copies are made, then
+        the rest: each takes from the processor's cache what the other needs there.
+        """
+        if self._whole or not self._together:
+            return [self.encode(message) for message in messages]
+        found = [detached.take_out(message, LEAST) for message in messages]
+        put = [None if each is None else self._put(each[1]) for each in found]
+        payloads: list[bytes] = []
+        told: list[Detached] = []
+        for message, each, where in zip(messages, found, put, strict=True):
+            if each is not None and where is not None:
+                told.append(detached.leave(each[0], *where))
+                continue
+            if told:
+                payloads.append(detached.encode(told))
+                told = []
+            payloads.append(codec.encode(message))
+        if told:
+            payloads.append(detached.encode(told))
+        return payloads
+
+    def _put(self, big: dict[str, memoryview], number: int = 0) -> tuple[Place, list[tuple[str, int, int]]] | None:
+        """Put tensors into a slot; where each is. None: there is no room."""
+        ring = self._ring_for(sum([data.nbytes + ALIGNMENT for data in big.values()]))
+        if ring is None or (put := ring.put([*big.values()], number)) is None:
+            return None
+        place, starts = put
+        return place, [(name, at, data.nbytes) for (name, data), at in zip(big.items(), starts, strict=True)]
 
     def real(self, payload: bytes) -> bytes:
         """The whole message, of what is kept to be sent again."""
         if not detached.is_detached(payload):
             return payload
-        found = detached.read(payload)
+        (found,) = detached.read(payload)
         for ring in (*self._old, self._ring):
             if ring is not None and ring.mark == found.place.mark:
                 message, epoch, seq = detached.decode(found, ring.view(found.place))
@@ -225,10 +254,6 @@ class Writing:
         return made
 
 
-class OutOfReachError(LookupError):
-    """What a message speaks of is not to be had; it is booked or will be sent again."""
-
-
 class Reading:
     """A consumer's end of an edge.
 
@@ -251,39 +276,49 @@ class Reading:
     def lost(self, delivery: Delivery) -> None:
         """A full queue dropped it; see :meth:`nodes.inputs.Edge.lost`."""
         if detached.is_detached(delivery.payload):
-            self._edge.dropped.drop("queue-full", 1)
+            for _ in detached.read(delivery.payload):
+                self._edge.dropped.drop("queue-full", 1)
         else:
             self._edge.lost(delivery)
 
-    def decode(self, payload: bytes, trace: str | None = None) -> tuple[Message, int, int]:
-        """As :func:`schemas.codec.decode_sequenced`; big tensors are views on the producer's memory.
+    def decode(self, payload: bytes, trace: str | None = None) -> list[tuple[Message, int, int]]:
+        """As :func:`schemas.codec.decode_sequenced`, for each message; big tensors are views on the producer's memory.
 
-        :raises OutOfReachError: the slot was overwritten, which is booked on a ``fast`` edge; a ``safe`` one gets it again.
+        What cannot be reached is left out: overwritten, which is booked on a ``fast`` edge and sent again on a ``safe`` one;
+        or of no use, as it comes by the public topic too.
+
         :raises PayloadError: it is no message.
         """
-        if not detached.is_detached(payload):
-            if self.given_up:  # it comes by the public topic too
-                raise OutOfReachError
-            return codec.decode_sequenced(payload, trace=trace)
-        found = detached.read(payload)
         if self.given_up:
-            raise OutOfReachError
-        try:
-            memory = self._reader.lease(found.place)
-        except OverwrittenError:
-            if not self._edge.spec.safe:
+            return []
+        if not detached.is_detached(payload):
+            return [codec.decode_sequenced(payload, trace=trace)]
+        messages = []
+        told = detached.read(payload)
+        for i, found in enumerate(told):
+            try:
+                memory = self._reader.lease(found.place)
+            except OverwrittenError:
+                self._missed(1)
+            except UnreachableError as error:
+                self._give_up_on(error)
+                self._missed(len(told) - i)
+                break
+            else:
+                messages.append(detached.decode(found, memory, trace=trace))
+        return messages
+
+    def _missed(self, messages: int) -> None:
+        if not self._edge.spec.safe:
+            for _ in range(messages):
                 self._edge.dropped.drop("overwritten", 1)
-            raise OutOfReachError from None
-        except UnreachableError as error:
-            self.given_up = True
-            log.warning(
-                "the producer's shared memory is out of reach, reading by MQTT",
-                node=self._node,
-                edge=self._edge.name,
-                reason=str(error),
-            )
-            if not self._edge.spec.safe:
-                self._edge.dropped.drop("overwritten", 1)
-            self._give_up()
-            raise OutOfReachError from None
-        return detached.decode(found, memory, trace=trace)
+
+    def _give_up_on(self, error: UnreachableError) -> None:
+        self.given_up = True
+        log.warning(
+            "the producer's shared memory is out of reach, reading by MQTT",
+            node=self._node,
+            edge=self._edge.name,
+            reason=str(error),
+        )
+        self._give_up()

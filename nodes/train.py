@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from nodes import log, tuning
+from broker.memory import give_back
+from nodes import log
 from nodes.federated import key_options, secure_options
 from nodes.federated.fitting import Alone, check_held_out, evaluation
 from nodes.federated.label_options import LabelOptions
@@ -153,7 +154,7 @@ class TrainSink(Sink):
         from nodes.federated.store import Store
 
         config, context = self._config, self._context
-        tuning.to_give_back()
+        give_back()
         self._trainer = kinds.trainer(config.trainer, context)
         examples = self._gathering()
         if config.alone is None:

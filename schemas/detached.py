@@ -1,12 +1,14 @@
 """Messages whose big tensors travel apart from them: in memory that both ends share, while the rest goes by the bus.
 
-:func:`take_out` finds what is worth it, :func:`encode` writes the rest with the place of what was taken out, and
-:func:`decode` puts the two together again as views, without a copy. On the wire it is an array, where every other message
-is a map, so one is never taken for the other. This is between nodes of one machine; nobody else sees it.
+:func:`take_out` finds what is worth it, :func:`leave` joins the rest to the place of what was taken out, :func:`encode` writes
+one or more of these, and :func:`decode` puts the two together again as views, without a copy. On the wire it is an array,
+where every other message is a map, so one is never taken for the other. This is between nodes of one machine; nobody else
+sees it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -14,7 +16,7 @@ import msgspec
 from schemas import codec
 from schemas.errors import PayloadError
 from schemas.messages import Frame, Message, Tensors
-from schemas.wire import FrameBody, FrameMessage, Tensor, TensorsBody, TensorsMessage, WireMessage
+from schemas.wire import FrameBody, FrameMessage, Tensor, TensorsBody, TensorsMessage
 
 _NONE: Final = memoryview(b"")
 
@@ -43,20 +45,21 @@ class Detached(msgspec.Struct, array_like=True, frozen=True):
 
     place: Place
     parts: list[tuple[str, int, int]]
-    message: msgspec.Raw
+    message: FrameMessage | TensorsMessage
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Detached)
-_inner = msgspec.msgpack.Decoder(FrameMessage | TensorsMessage)
+_decoder = msgspec.msgpack.Decoder(list[Detached])
+_ARRAYS: Final = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
+"""First bytes of MessagePack's arrays."""
 
 
 def is_detached(payload: bytes | memoryview) -> bool:
-    """Whether a payload is a message of which parts are elsewhere."""
-    return len(payload) > 0 and payload[0] == 0x93
+    """Whether a payload is messages of which parts are elsewhere."""
+    return len(payload) > 0 and payload[0] in _ARRAYS
 
 
-def take_out(message: Message, least: int) -> tuple[WireMessage, dict[str, memoryview]] | None:
+def take_out(message: Message, least: int) -> tuple[FrameMessage | TensorsMessage, dict[str, memoryview]] | None:
     """The message in its wire form without what is big in it, and that; None if nothing is.
 
     :param least: bytes from which a tensor (or a frame's encoded picture) is big.
@@ -94,15 +97,25 @@ def take_out(message: Message, least: int) -> tuple[WireMessage, dict[str, memor
     return None
 
 
-def encode(
-    wire: WireMessage, place: Place, parts: list[tuple[str, int, int]], *, epoch: int = 0, seq: int = 0
-) -> bytes:
-    """What travels instead of the message; ``epoch`` and ``seq`` as in :func:`schemas.codec.encode`."""
+def leave(
+    wire: FrameMessage | TensorsMessage,
+    place: Place,
+    parts: list[tuple[str, int, int]],
+    *,
+    epoch: int = 0,
+    seq: int = 0,
+) -> Detached:
+    """What is left of a message; ``epoch`` and ``seq`` as in :func:`schemas.codec.encode`."""
     wire.epoch, wire.seq = epoch, seq
-    return _encoder.encode(Detached(place, parts, msgspec.Raw(_encoder.encode(wire))))
+    return Detached(place, parts, wire)
 
 
-def read(payload: bytes | memoryview) -> Detached:
+def encode(messages: Sequence[Detached]) -> bytes:
+    """What travels instead of these messages."""
+    return _encoder.encode(messages)
+
+
+def read(payload: bytes | memoryview) -> list[Detached]:
     """What :func:`encode` wrote.
 
     :raises PayloadError: it is something else.
@@ -120,10 +133,7 @@ def decode(detached: Detached, memory: Any, *, trace: str | None = None) -> tupl
     :raises PayloadError: the two do not go together.
     """
     view = memoryview(memory)
-    try:
-        wire = _inner.decode(detached.message)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise PayloadError("bad-body", str(error)[:200]) from None
+    wire = detached.message
     body: FrameBody | TensorsBody = wire.body
     for name, at, size in detached.parts:
         if at < 0 or size < 0 or at + size > view.nbytes:

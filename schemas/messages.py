@@ -309,3 +309,10 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 def rows_of(messages: Iterable[Message]) -> int:
     """How many rows the ledger counts for them together."""
     return sum([message.body.n if type(message.body) is Readings else 1 for message in messages])
+
+
+def tensor_bytes(body: Body) -> int:
+    """Bytes of a frame's picture or of tensors; 0 for bodies that have neither."""
+    if isinstance(body, Frame):
+        return len(body.data) if isinstance(body.data, bytes) else body.data.nbytes
+    return sum(array.nbytes for array in body.tensors.values()) if isinstance(body, Tensors) else 0

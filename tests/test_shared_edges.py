@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from brokers import free_port
@@ -21,9 +22,12 @@ from memory_seen import holders, rings
 from broker.connect import connect
 from broker.shared_memory import Reader
 from broker.window import SendWindow
+from nodes.assignment import InEdge
 from nodes.channel import Channel
+from nodes.edge import Edge
+from nodes.journal import Journal
 from nodes.plan import prepare
-from nodes.sharing import BUDGET, Audience, Writing
+from nodes.sharing import BUDGET, LEAST, Audience, Reading, Writing
 from nodes.supervisor import Supervisor
 from schemas import codec, detached
 from schemas.errors import PayloadError
@@ -291,9 +295,12 @@ def test_who_listens_gets_the_real_bytes(tmp_path: Path, broker: str, edge: str)
         codec.decode(next(payload for payload in private if detached.is_detached(payload)))
 
 
+def _channel() -> Channel:
+    return Channel("out", "out", SendWindow(1, {"look": True}))
+
+
 def test_a_reader_that_keeps_many_frames_gets_more_slots() -> None:
-    channel = Channel("out", "out", SendWindow(1, {"look": True}))
-    writing = Writing("camera", "out", channel, readers=["block"], always=False, whole=False)
+    writing = Writing("camera", "out", _channel(), readers=["block"], always=False, whole=False)
     reader, kept, most = Reader(0), [], BUDGET >> 20
     try:
         for i in range(most):
@@ -303,11 +310,62 @@ def test_a_reader_that_keeps_many_frames_gets_more_slots() -> None:
             )  # with its slot's rounding 1 MB at most
             payload = writing.encode(Message(str(i), "camera", i, frame))
             assert detached.is_detached(payload), f"{i} of {most}"
-            kept.append(reader.lease(detached.read(payload).place))
+            kept.append(reader.lease(detached.read(payload)[0].place))
         assert [array[0] for array in kept] == [*range(most)]
     finally:
         kept.clear()
         writing.close()
+
+
+@pytest.mark.parametrize("readers", [["block"], ["block", "latest"]])
+def test_what_is_staged_together_is_told_at_once_unless_a_reader_may_miss_some(readers: list[str]) -> None:
+    writing = Writing("camera", "out", _channel(), readers=readers, always=False, whole=False)
+    reading, big = Reader(0), np.arange(LEAST, dtype=np.uint8).reshape(256, -1)
+    bodies = [Frame(data=big + i, layout="HW") if i != 3 else Frame(data=big[:4], layout="HW") for i in range(6)]
+    try:
+        payloads = writing.encode_all([Message(str(i), "camera", i, body) for i, body in enumerate(bodies)])
+        sizes, messages = [], []
+        for payload in payloads:
+            if detached.is_detached(payload):
+                told = detached.read(payload)
+                sizes.append(len(told))
+                messages += [detached.decode(each, reading.lease(each.place))[0] for each in told]
+            else:
+                sizes.append(0)
+                messages.append(codec.decode(payload))
+        assert sizes == ([3, 0, 2] if readers == ["block"] else [1, 1, 1, 0, 1, 1])
+        assert [message.id for message in messages] == [str(i) for i in range(6)]
+        for message, sent in zip(messages, bodies, strict=True):
+            assert isinstance(message.body, Frame)
+            assert np.array_equal(message.body.data, sent.data)
+        del message, messages
+    finally:
+        writing.close()
+
+
+def test_of_several_told_at_once_only_what_was_overwritten_is_missed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "look.journal", durable=False)
+    spec = InEdge(producer="camera", port="out", carrier="mqtt", safe=False, queue=64, shared=0)
+    edge, gave_up = Edge(spec, journal, (), ()), list[bool]()
+    writing = Writing("camera", "out", _channel(), readers=["block"], always=False, whole=False)
+    reading = Reading("look", edge, 0, lambda: gave_up.append(True))
+    frames = [Message(str(i), "camera", i, Frame(data=np.full((256, 256), i, np.uint8), layout="HW")) for i in range(3)]
+    try:
+        (payload,) = writing.encode_all(frames)
+        first, second, third = detached.read(payload)
+        older = msgspec.structs.replace(second, place=msgspec.structs.replace(second.place, generation=2**40))
+        found = reading.decode(detached.encode([first, older]))
+        assert [message.id for message, _, _ in found] == ["0"]
+        assert (edge.dropped.messages, edge.dropped.rows) == (1, {"overwritten": 1})
+        nobody = msgspec.structs.replace(third, place=msgspec.structs.replace(third.place, mark=b"x" * 16))
+        assert reading.decode(detached.encode([nobody, third])) == []
+        assert gave_up == [True]
+        assert edge.dropped.rows == {"overwritten": 3}
+        assert reading.decode(payload) == [], "it comes by the public topic too"
+        del found
+    finally:
+        writing.close()
+        journal.close()
 
 
 def test_where_memory_is_full_the_slots_that_are_there_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,15 +378,14 @@ def test_where_memory_is_full_the_slots_that_are_there_do(monkeypatch: pytest.Mo
         allocate(fd, at, size)
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    channel = Channel("out", "out", SendWindow(1, {"look": True}))
-    writing = Writing("camera", "out", channel, readers=["block"], always=False, whole=False)
+    writing = Writing("camera", "out", _channel(), readers=["block"], always=False, whole=False)
     reader, frame = Reader(0), Frame(data=np.zeros((1024, 1024 - 64), np.uint8), layout="HW")
     try:
         for i in range(20):
             assert writing.room, "nothing is leased, and more there will not be"
             payload = writing.encode(Message(str(i), "camera", i, frame))
             assert detached.is_detached(payload)
-            reader.lease(detached.read(payload).place)
+            reader.lease(detached.read(payload)[0].place)
     finally:
         writing.close()
 

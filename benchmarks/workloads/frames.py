@@ -6,7 +6,6 @@ a frame (``benchmarks/peers/frames_*.py``). Everybody goes as fast as it can; a 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,8 +25,9 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.figures import OURS, Comparison, Figure, in_turns
+from benchmarks.peers import frames_pipe
 from benchmarks.peers.frames_common import frames
-from broker.connect import connect
+from broker.memory import ENVIRONMENT
 from schemas import codec
 from schemas.errors import PayloadError
 
@@ -92,21 +93,69 @@ def _cpu(processes: list[subprocess.Popen[bytes]]) -> float:
     return total / _TICK
 
 
-async def _collect(port: int, topic: str, processes: list[subprocess.Popen[bytes]]) -> Seen:
+class Answers:
+    """A subscriber of few instructions, for it takes its time from the same cores: a socket, MQTT 3.1.1 at QoS 0."""
+
+    def __init__(self, port: int, topic: str) -> None:
+        self._socket = frames_pipe.connected("127.0.0.1", port)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 20, 0))
+        name = topic.encode()
+        self._socket.sendall(struct.pack("!BBHH", 0x82, 5 + len(name), 1, len(name)) + name + b"\0")
+        if self._socket.recv(5, socket.MSG_WAITALL) != b"\x90\x03\x00\x01\x00":
+            raise RuntimeError("not subscribed")
+        self._rest = b""
+
+    def some(self) -> tuple[int, bytes]:
+        """Wait for answers; how many there were, and the last one's payload.
+
+        :raises BlockingIOError: none came in 20 s.
+        """
+        count, payload = 0, b""
+        while not count:
+            data = self._rest + self._socket.recv(1 << 18)
+            at, size = 0, len(data)
+            while size - at >= 5:
+                length, start = data[at + 1], at + 2
+                if length >= 128:
+                    length, start = length & 127 | data[start] << 7, start + 1
+                if start + length > size:
+                    break
+                count, last, at = count + 1, start, start + length
+            if count:
+                payload = data[last + 2 + (data[last] << 8 | data[last + 1]) : at]
+            self._rest = data[at:]
+        return count, payload
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._socket.close()
+
+
+def _answers(port: int, topic: str) -> Answers:
+    """Subscribed, once the broker is there."""
+    until = time.monotonic() + 20
+    while True:
+        try:
+            return Answers(port, topic)
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
+def _collect(port: int, topic: str, processes: list[subprocess.Popen[bytes]]) -> Seen:
     """Count the answers for a while, once they come."""
-    async with connect(f"mqtt://127.0.0.1:{port}") as bus:
-        subscription = await bus.subscribe([topic], qos=0, capacity=1_000_000)
-        await asyncio.wait_for(subscription.receive(), 20)
+    with closing(_answers(port, topic)) as answers:
+        answers.some()
         until = time.perf_counter() + WARM
         while time.perf_counter() < until:
-            await subscription.receive()
+            answers.some()
         count, latencies = 0, []
         began, used = time.perf_counter(), _cpu(processes)
         while time.perf_counter() < began + SECONDS:
-            batch = await asyncio.wait_for(subscription.receive(), 20)
-            now = time.time_ns()
-            count += len(batch)
-            latencies.append((now - _born(batch[-1].payload)) / 1e6)
+            some, last = answers.some()
+            latencies.append((time.time_ns() - _born(last)) / 1e6)
+            count += some
         took, used = time.perf_counter() - began, _cpu(processes) - used
     return Seen(count / took, used / count * 1e3, median(latencies))
 
@@ -142,30 +191,33 @@ def ours(broker: str, *, shared: bool) -> Seen:
         command = [sys.executable, "-m", "nodes.cli.main", "run", str(path), "--fresh"]
         run = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
         try:
-            return asyncio.run(_collect(port, "frames/mean/out/#", run))
+            return _collect(port, "frames/mean/out/#", run)
         finally:
             _end(run)
 
 
+def _quiet(command: list[str]) -> subprocess.Popen[bytes]:
+    environment = {**ENVIRONMENT, **os.environ}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+
 def peer(script: str) -> Seen:
-    """A script's two processes, and mosquitto."""
+    """A script's two processes, and mosquitto as ``penstock run`` starts it: by itself it takes three times as long."""
     port = _port()
     with tempfile.TemporaryDirectory() as name:
         configuration = Path(name) / "mosquitto.conf"
         configuration.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        running = [subprocess.Popen(["mosquitto", "-c", str(configuration)], **quiet)]  # type: ignore[call-overload] # mypy does not see through the map
+        running = [_quiet(["mosquitto", "-c", str(configuration)])]
         try:
-            _answers(port)
-            for role in ("mean", "camera"):
-                command = [sys.executable, "-m", f"benchmarks.peers.{script}", role, "127.0.0.1", str(port)]
-                running.append(subprocess.Popen(command, **quiet))  # type: ignore[call-overload] # likewise
-            return asyncio.run(_collect(port, "frames/mean", running))
+            _listens(port)
+            command = [sys.executable, "-m", f"benchmarks.peers.{script}"]
+            running += [_quiet([*command, role, "127.0.0.1", str(port)]) for role in ("mean", "camera")]
+            return _collect(port, "frames/mean", running)
         finally:
             _end(running)
 
 
-def _answers(port: int) -> None:
+def _listens(port: int) -> None:
     until = time.monotonic() + 10
     while True:
         try:

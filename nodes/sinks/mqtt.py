@@ -84,6 +84,7 @@ class MqttSink(Sink):
     """One client of its own."""
 
     max_batch = 512
+    prompt = True
 
     def __init__(self, config: Config, context: Context) -> None:
         self._config = config
@@ -107,6 +108,7 @@ class MqttSink(Sink):
 
     async def write(self, messages: Sequence[Message]) -> None:
         if self._bus is None:
+            await asyncio.sleep(0)  # to connect takes a task of one's own, see Sink.prompt
             await self.open()
         assert self._bus is not None  # noqa: S101 - open() sets it
         publications: list[Publication] = []

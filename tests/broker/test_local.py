@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
 from bus_site import collect, nothing, until
 
 from broker.bus import Publication
-from broker.local import LocalBus
+from broker.local import LocalBus, LocalSubscription
 from broker.local_hub import Hub, hub
 from broker.session_options import Options
 from schemas.errors import ClosedError
@@ -26,6 +26,15 @@ def go(main: Coroutine[Any, Any, None]) -> None:
 
 def numbers(count: int, qos: int = 1, start: int = 0) -> list[Publication]:
     return [Publication("v", i, qos) for i in range(start, start + count)]
+
+
+def acts(at: Hub, queue: LocalSubscription, act: Callable[[], None]) -> None:
+    """What arrives at ``queue`` leads to ``act`` when it is handed over."""
+
+    def told() -> None:
+        at.after(act)
+
+    queue.tell(told)
 
 
 def test_a_receipt_waits_for_every_consumer() -> None:
@@ -229,5 +238,101 @@ def test_who_wants_to_be_told_takes_without_waiting() -> None:
             await until(lambda: subscription.queued == 3)
             subscription.acknowledge(subscription.take())
             await rest
+
+    go(main())
+
+
+def test_a_reader_that_acts_after_each_publication_never_leaves_the_publisher_waiting() -> None:
+    async def main() -> None:
+        at, turns = Hub(), 0
+        seen: list[object] = []
+        async with LocalBus(at) as there, LocalBus(at) as here:
+            queue = await here.subscribe(["v"], qos=0, capacity=8)
+
+            def act() -> None:
+                seen.extend(delivery.payload for delivery in queue.take())
+
+            acts(at, queue, act)
+
+            async def others() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await asyncio.sleep(0)
+
+            beside = asyncio.create_task(others())
+            await there.publish(numbers(2000, qos=0))
+            beside.cancel()
+            assert seen == list(range(2000))
+            assert turns > 100  # it gives others their turn although there is always room
+
+    go(main())
+
+
+def test_readers_of_a_reader_come_before_its_neighbours() -> None:
+    async def main() -> None:
+        at = Hub()
+        order: list[str] = []
+        async with LocalBus(at) as bus:
+            below = await bus.subscribe(["w"], qos=0)
+            later, first = await bus.subscribe(["v"], qos=0), await bus.subscribe(["v"], qos=0)
+            acts(at, below, lambda: order.append("below"))
+
+            def pass_on() -> None:
+                order.append("first")
+                at.giving = True
+                at.offer(Publication("w", 1, 0), None)
+                at.giving = False
+
+            acts(at, later, lambda: order.append("later"))
+            acts(at, first, pass_on)
+            await bus.publish(numbers(1, qos=0))
+            assert order == ["first", "below"]  # what they have written leaves before the neighbour has its turn
+            await until(lambda: order == ["first", "below", "later"])
+
+    go(main())
+
+
+class Taker:
+    """A reader that takes messages without their being queued."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.given: list[object] = []
+        self.acted = 0
+
+    def give(self, payloads: Sequence[object]) -> Callable[[], None]:
+        self.given += payloads
+        return self.act
+
+    def act(self) -> None:
+        self.acted += 1
+
+
+def test_messages_are_handed_over_directly_only_where_every_reader_waits_for_them_and_has_nothing_before() -> None:
+    async def main() -> None:
+        at, one, two = Hub(), Taker(), Taker()
+        async with LocalBus(at) as bus:
+            assert not at.hand("v", [0])  # nobody reads it
+            first = await bus.subscribe(["v"], qos=0, capacity=2)
+            first.queue.direct = one
+            assert at.hand("v", [1, 2])
+            assert (one.given, one.acted, first.queued) == ([1, 2], 1, 0)
+            assert not at.hand("v", [3, 3, 3])  # more than may wait: its overflow policy is to see them
+            await bus.publish(numbers(1, qos=0))
+            assert not at.hand("v", [3])  # it would overtake
+            first.take()
+            second = await bus.subscribe(["#"], qos=0)
+            assert not at.hand("v", [3])  # must be queued for this one
+            second.queue.direct = two
+            two.ready = False
+            assert not at.hand("v", [3])
+            two.ready = True
+            assert at.hand("v", [3])
+            assert (one.given, two.given) == ([1, 2, 3], [3])
+            await until(lambda: one.acted + two.acted == 3)
+            await second.unsubscribe()
+            assert at.hand("v", [4])
+            assert two.given == [3]
 
     go(main())
