@@ -35,7 +35,9 @@ def plain(name: str) -> str:
 def test_the_lock_pins_everything_that_is_asked_for() -> None:
     pinned = {plain(line.split("==")[0]) for line in LOCK.read_text().splitlines() if re.match(r"[a-z]", line)}
     wanted = project()["project"]
-    for requirement in [*wanted["dependencies"], *(d for e in wanted["optional-dependencies"].values() for d in e)]:
+    # executorch brings PyTorch, and an attrs that dp-accounting does not take: its tests say that it is not installed
+    extras = {name: each for name, each in wanted["optional-dependencies"].items() if name != "executorch"}
+    for requirement in [*wanted["dependencies"], *(d for e in extras.values() for d in e)]:
         name = plain(re.split(r"[^A-Za-z0-9._-]", requirement)[0])
         assert name == "penstock" or name in pinned, f"{name} is not in the lock: make lock"
 
