@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench fuzz chaos soak docs wheel lock clean
+.PHONY: help demo test campaigns check format bench fuzz chaos soak docs wheel lock clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -32,8 +32,11 @@ help: ## this list
 demo: $(READY) ## run the demo topology on the embedded broker, then say what it did
 	@$(BIN)/penstock demo
 
-test: $(READY) ## run all tests (TESTS=… for some of them)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+test: $(READY) ## run the tests (TESTS=… for some of them); the long ones are "make campaigns"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(or $(TESTS),-m "not campaign")
+
+campaigns: $(READY) ## run the tests that kill, cut or learn for long, and the suite over every foreign broker
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m campaign
 
 check: $(READY) ## format, lint and types, without changing anything
 	@$(BIN)/ruff format --check .

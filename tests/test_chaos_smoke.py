@@ -19,6 +19,8 @@ sys.path.append(str(CHAOS))
 import chaos_verdict as verdict  # noqa: E402
 from chaos_schedule import VICTIMS, schedule  # noqa: E402
 
+pytestmark = pytest.mark.campaign
+
 
 @pytest.mark.slow
 def test_a_short_campaign_ends_well() -> None:

@@ -33,6 +33,8 @@ LEAKY = '''
 from nodes.operator import Emit, Operator
 from schemas.messages import Message
 
+pytestmark = pytest.mark.campaign
+
 
 class Keep(Operator):
     """What it has when it is killed is gone."""

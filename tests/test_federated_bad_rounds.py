@@ -103,6 +103,7 @@ def statuses(folder: Path) -> list[str]:
     return [status for (status,) in table(folder, "status")]
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(bool(brokers.missing("mosquitto")), reason="mosquitto is not installed")
 def test_a_client_that_poisons_spoils_rounds_and_no_answer(tmp_path: Path) -> None:
     with brokers.started("mosquitto", tmp_path) as broker:

@@ -13,6 +13,8 @@ from harness import advance, rows, run
 
 from nodes.supervisor import Outcome, Supervisor
 
+pytestmark = pytest.mark.campaign
+
 TOTAL = 3000
 START = 1_700_000_000
 

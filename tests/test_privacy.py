@@ -187,6 +187,7 @@ def test_what_was_spent_stays_spent_after_a_restart_with_other_noise() -> None:
     assert again.snapshot() == [[3.0, 0.5, 5], [20.0, 1.0, 1]]
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(("epsilon", "rounds", "rate"), [(1.0, 20, 1.0), (3.0, 100, 0.1), (8.0, 10, 0.5)])
 def test_the_noise_for_an_epsilon_is_the_least_that_keeps_it(epsilon: float, rounds: int, rate: float) -> None:
     import dp_accounting as library

@@ -256,6 +256,7 @@ def test_forwarding_relays_of_two_sites_dial_out_to_one_broker(tmp_path: Path) -
     assert sorted(stored(tmp_path)) == sorted([*range(500), *range(500)])
 
 
+@pytest.mark.campaign
 def test_workers_whose_supervisor_was_killed_leave_though_they_cannot_finish(tmp_path: Path) -> None:
     """The source waits for the relay, whose spool is full; the next run's relay needs the spool, and the source its file."""
 

@@ -39,6 +39,7 @@ def check(folder: Path, outcome: Outcome, total: int) -> None:
     assert outcome.ledgers["store"].received[EDGE].messages == total
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("overflow", ["drop-oldest", "drop-newest", "block"])
@@ -100,6 +101,7 @@ def test_the_far_broker_is_away_with_20_mb_coming_and_5_mb_to_keep(tmp_path: Pat
     assert outcome.ledgers["store"].received[EDGE].messages == port.given.messages == len(stored(tmp_path))
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", [param("embedded"), param("mosquitto")])
 def test_relay_producer_and_consumer_are_killed_again_and_again(tmp_path: Path, name: str) -> None:
     total, draw = 6000, random.Random(5)

@@ -157,6 +157,7 @@ def check_hosts(folder: Path, outcome: Outcome) -> None:
     assert sum(n for (n,) in rows(folder / "out.sqlite", "SELECT n FROM means")) == len(kept)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_host_that_is_away_is_stood_in_for_and_gets_its_part_back(tmp_path: Path) -> None:

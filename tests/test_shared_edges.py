@@ -208,6 +208,7 @@ def gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("broker", BROKERS, indirect=True)
 def test_everything_is_killed_and_the_next_run_goes_on_exactly(tmp_path: Path, broker: str) -> None:
     """Supervisor, broker and nodes, all in one moment, with frames under way; nobody has time to clean up anything."""

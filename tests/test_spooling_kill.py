@@ -17,6 +17,8 @@ from nodes.forks import Nursery
 from nodes.plan import prepare
 from nodes.supervisor import Outcome, Supervisor
 
+pytestmark = pytest.mark.campaign
+
 COUNT = 3000
 
 

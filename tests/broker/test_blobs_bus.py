@@ -283,6 +283,7 @@ def test_a_broker_that_drops(mosquitto: Callable[..., Mosquitto]) -> None:
     assert all_ > near >= offer(data).count
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", ["embedded", "mosquitto"])

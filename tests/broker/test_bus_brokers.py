@@ -22,6 +22,8 @@ from broker.connect import Negotiated, connect
 from broker.legacy import Legacy
 from broker.session import Session
 
+pytestmark = pytest.mark.campaign
+
 SUITE = [name for name in vars(test_bus) if name.startswith("test_")]
 FOREIGN = ("rabbitmq", "nats")
 EXCEPTIONS = {

@@ -14,6 +14,8 @@ from harness import rows, stored
 from nodes.plan import prepare
 from nodes.supervisor import Outcome, Supervisor
 
+pytestmark = pytest.mark.campaign
+
 TOTAL = 100_000
 CUTS = 6
 SOON = 15.0

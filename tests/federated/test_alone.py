@@ -307,6 +307,7 @@ def test_with_replay_it_still_knows_what_it_learned_before(tmp_path: Path) -> No
     assert known[0.4, "new"]["samples"] > known[0, "new"]["samples"]
 
 
+@pytest.mark.campaign
 def test_killed_while_it_learns_it_goes_on_and_infer_beside_it_follows(tmp_path: Path) -> None:
     digits(tmp_path)
     path = line(

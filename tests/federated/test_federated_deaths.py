@@ -17,6 +17,8 @@ from phases import Job
 from nodes.drill.proxy import Link
 from nodes.supervisor import Outcome, Supervisor
 
+pytestmark = pytest.mark.campaign
+
 LAPS = int(os.environ.get("LAPS", "1"))
 """How often each phase is struck."""
 PHASES = ("announce", "train", "upload")

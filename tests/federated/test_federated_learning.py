@@ -20,6 +20,8 @@ from nodes.federated.weights import norm
 from nodes.federated.wire import arrays
 from nodes.supervisor import Supervisor
 
+pytestmark = pytest.mark.campaign
+
 MOSQUITTO = brokers.param("mosquitto")
 
 

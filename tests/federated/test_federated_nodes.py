@@ -159,6 +159,7 @@ def test_ten_client_processes_give_the_weights_of_the_plain_loop(iid: bool, tmp_
     assert norm(minus(last_model(tmp_path / "state"), loop(data, 20))) < 1e-4
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_killed_again_and_again_it_gives_the_same_weights(tmp_path: Path) -> None:
     """The coordinator dies twenty times and clients five times; every round is counted once, and the books balance."""
@@ -195,6 +196,7 @@ def test_killed_again_and_again_it_gives_the_same_weights(tmp_path: Path) -> Non
         assert norm(minus(weights, loop(data, rounds))) < 1e-4
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_models_larger_than_a_message_survive_the_coordinators_death_too(tmp_path: Path) -> None:
     data = parts(tmp_path, 3, iid=False)

@@ -157,6 +157,7 @@ def test_sites_come_to_the_model_of_all_gateways_with_fewer_bytes_over_the_wan(t
         assert wan.passed < 0.5 * far.passed, "two sites and not five gateways"
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_sites_node_killed_again_and_again_gives_the_same_model(tmp_path: Path) -> None:
     data = parts(tmp_path, 5, iid=False)
@@ -187,6 +188,7 @@ def test_a_sites_node_killed_again_and_again_gives_the_same_model(tmp_path: Path
         assert norm(minus(last_model(tmp_path / "state", "lead", "factory"), loop(data, rounds))) < 1e-4
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_the_wan_is_away_for_a_while_and_the_sites_stay(tmp_path: Path) -> None:
     data = parts(tmp_path, 5, iid=False)
