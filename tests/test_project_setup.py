@@ -121,7 +121,7 @@ def test_ci_ends_with_the_tests() -> None:
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     lines = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "set -euo pipefail"
-    assert lines[-2:] == ["make check", "make test"]
+    assert lines[-3:] == ["make check", "make campaigns", "make test"]
 
 
 @pytest.fixture(scope="module")
