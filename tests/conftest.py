@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 
 import pytest
+
+from nodes import log
 
 SBIN = "/usr/sbin:/usr/local/sbin"
 
@@ -16,6 +19,14 @@ def needs_mosquitto() -> str:
     if program is None:
         pytest.skip("mosquitto is not installed")
     return program
+
+
+@pytest.fixture(autouse=True)
+def _logged_where_it_was() -> Iterator[None]:
+    """A command that ran in this process decides where events go: not for the tests after it."""
+    before = log._sink
+    yield
+    log.send_to(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

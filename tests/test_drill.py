@@ -16,6 +16,8 @@ from broker.bus import Publication
 from broker.connect import connect
 from nodes.cli import main
 
+pytestmark = pytest.mark.campaign
+
 ROOT = Path(__file__).parent.parent
 
 LINE = """
@@ -32,8 +34,6 @@ LEAKY = '''
 
 from nodes.operator import Emit, Operator
 from schemas.messages import Message
-
-pytestmark = pytest.mark.campaign
 
 
 class Keep(Operator):
