@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_kit import penstock
 
 from nodes.models.evaluation import Report
 from nodes.models.labelled import examples
@@ -20,22 +19,8 @@ from schemas.messages import Frame, Tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "nodes" / "demo"
-COMMAND = [sys.executable, "-c", "from nodes.cli.main import main; main()"]
 
 pytest.importorskip("ai_edge_litert.interpreter", reason="LiteRT is not installed")
-
-
-def penstock(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    from os import environ
-
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        cwd=cwd,
-        env={**environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
 
 
 EVALUATE = (

@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
-from os import environ
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_kit import penstock
 
 from nodes.infer import Config, build
 from nodes.inference import Infer
@@ -21,22 +21,10 @@ from schemas.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "nodes" / "demo"
-COMMAND = [sys.executable, "-c", "from nodes.cli.main import main; main()"]
 DATA = ("--data", DEMO / "digits.npz", "--labels", DEMO / "labels.txt", "--infer", "{scale: 1/255}")
 
 pytest.importorskip("ai_edge_litert.interpreter", reason="LiteRT is not installed")
 quantizer = pytest.mark.skipif(find_spec("ai_edge_quantizer") is None, reason="ai-edge-quantizer is not installed")
-
-
-def penstock(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        cwd=cwd,
-        env={**environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=55,
-    )
 
 
 def opened(model: Path, **options: str) -> Infer:

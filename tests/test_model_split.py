@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
-from os import environ
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_kit import penstock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,20 +25,8 @@ from schemas.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "nodes" / "demo"
 MODELS = ROOT / "tests" / "models"
-COMMAND = [sys.executable, "-c", "from nodes.cli.main import main; main()"]
 
 pytest.importorskip("ai_edge_litert.interpreter", reason="LiteRT is not installed")
-
-
-def penstock(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        cwd=cwd,
-        env={**environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=55,
-    )
 
 
 @settings(derandomize=True, max_examples=300, deadline=None)

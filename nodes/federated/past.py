@@ -17,7 +17,6 @@ from nodes.federated import wire
 from nodes.federated.job import Job
 from nodes.federated.rules import Rules
 from nodes.federated.weights import Shape, UnfitError, fit
-from schemas.errors import PayloadError
 
 BEFORE = -1
 """As a version: the one before this."""
@@ -59,10 +58,7 @@ def heard(kind: type[T], payload: bytes) -> T:
 
     :raises PayloadError: it is none.
     """
-    try:
-        return msgspec.msgpack.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PayloadError("bad-body", str(error)[:300]) from None
+    return wire.decoded(msgspec.msgpack.Decoder(kind), payload)
 
 
 class Past:

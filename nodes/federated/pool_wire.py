@@ -101,12 +101,7 @@ def hear(kind: type[T], payload: bytes | memoryview) -> T:
 
     :raises PayloadError: it is none.
     """
-    try:
-        heard: T = _DECODERS[kind].decode(payload)
-    except msgspec.ValidationError as error:
-        raise PayloadError("bad-body", str(error)[:300]) from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise PayloadError("not-msgpack", str(error)[:200]) from None
+    heard: T = wire.decoded(_DECODERS[kind], payload)
     return heard
 
 

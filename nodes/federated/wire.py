@@ -231,6 +231,7 @@ _DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
     kind: msgspec.msgpack.Decoder(kind)
     for kind in (Presence, Call, Manifest, Ack, Ask, Parcel, Part, Signed, Sealed, ModelBody)
 }
+M = TypeVar("M")
 T = TypeVar("T", Presence, Call, Manifest, Ack, Ask, Parcel, Part, Signed, Sealed, ModelBody)
 
 
@@ -244,13 +245,21 @@ def hear(kind: type[T], payload: bytes | memoryview) -> T:
 
     :raises PayloadError: it is none.
     """
+    heard: T = decoded(_DECODERS[kind], payload)
+    return heard
+
+
+def decoded(decoder: msgspec.msgpack.Decoder[M], payload: bytes | memoryview) -> M:
+    """What a decoder makes of what others sent.
+
+    :raises PayloadError: nothing.
+    """
     try:
-        heard: T = _DECODERS[kind].decode(payload)
+        return decoder.decode(payload)
     except msgspec.ValidationError as error:
         raise PayloadError("bad-body", str(error)[:300]) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise PayloadError("not-msgpack", str(error)[:200]) from None
-    return heard
 
 
 def signed(payload: bytes | memoryview) -> Signed | None:

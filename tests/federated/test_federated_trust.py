@@ -25,6 +25,7 @@ from nodes.federated.follower import Follower
 from nodes.federated.identity import Leader, Member
 from nodes.federated.local import Memory, Trained
 from nodes.federated.machine import Answer
+from nodes.federated.past import Order
 from nodes.federated.rules import Limits, Rules, Secure
 from nodes.federated.trust import ClientTrust, CoordinatorTrust
 from nodes.federated.weights import Weights, digest
@@ -564,3 +565,18 @@ def test_nobody_puts_a_client_out_of_a_secure_sum_or_speaks_for_it(by: Signer | 
     assert site.leads[0].identity.passed_over == 1
     assert site.run()
     assert [(row["status"], row["clients"]) for row in site.rows] == [("committed", 4)]
+
+
+@pytest.mark.parametrize("by", [None, STRANGER, LEAD], ids=["unsigned", "a stranger", "the leader"])
+def test_an_order_to_go_back_is_followed_only_with_the_leaders_key(by: Signer | None) -> None:
+    site = keyed()
+
+    def order() -> None:
+        said = msgspec.msgpack.encode(Order("me", calls(site)[-1].run, 0, 1))
+        site.world.inject("order", said if by is None else Leader("j", CoordinatorTrust(by)).say("order", said))
+
+    assert site.world.run(lambda: bool(site.rows) and site.rows[-1]["version"] == 1)
+    order()
+    assert site.run()
+    backs = [row for row in site.rows if "gone back to" in row["why"]]
+    assert len(backs) == (1 if by is LEAD else 0)

@@ -106,6 +106,20 @@ def test_what_is_not_there_cannot_be_had(to: int, keep: int, said: str) -> None:
     assert all("back" not in row["why"] for row in site.rows)
 
 
+def test_an_old_order_said_again_is_not_followed_again() -> None:
+    """Not the last one, which has its answer: one from before it, that somebody kept."""
+    site = Told(to=1, at=1e6)
+    assert site.world.run(lambda: len(site.versions()) >= 2)
+    run = max(manifest.run for manifest in site.manifests())
+    kept, newer = (Order(ident, run, 1, 2) for ident in ("kept", "newer"))
+    site.world.inject("order", msgspec.msgpack.encode(newer))
+    assert site.world.run(lambda: bool(site.answers()))
+    site.world.inject("order", msgspec.msgpack.encode(kept))
+    assert site.run()
+    assert [(done.ident, bool(done.refused)) for done in site.answers()][:2] == [("newer", False), ("kept", True)]
+    assert len([row for row in site.rows if "gone back to" in row["why"]]) == 1
+
+
 def test_an_order_for_another_run_or_garbage_changes_nothing() -> None:
     site = Site(RULES, DATA)
     for payload in (
